@@ -1,0 +1,203 @@
+//! The control API: HTTP/1.1 with JSON over a local Unix socket. Stable: fields are added, never renamed.
+//!
+//! | request | body | answer |
+//! |---|---|---|
+//! | `GET /v1/nodes?nodeset=…` | - | [`NodeList`] |
+//! | `POST /v1/adopt` | [`AdoptRequest`] | [`NodeList`] |
+//! | `GET /v1/explain/{mac}` | - | [`Explanation`] |
+//! | `POST /v1/release` | [`ReleaseRequest`] | [`NodeList`] |
+//! | `POST /v1/wake` | [`WakeRequest`] | [`NodeList`] |
+//! | `GET /v1/events?after=SEQ&limit=N` | - | [`EventList`] |
+//! | `GET /v1/status` | - | [`Status`] |
+//! | `GET /metrics` | - | Prometheus text |
+//!
+//! A failure has a 4xx or 5xx status and [`Problem`] as its body.
+
+use serde::{Deserialize, Serialize};
+
+/// What a machine is at this moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum NodeState {
+    /// Heard of, not adopted: gets an address, no boot answer.
+    Seen,
+    /// Adopted; not in the cluster at the moment.
+    Known,
+    /// Was handed a loader script; has not joined yet.
+    Booting,
+    /// Joined.
+    Up,
+    /// Draining or rebooting into its own system.
+    GoingHome,
+    /// Was sent to its own disk.
+    Home,
+    /// Was up; nothing heard of it for a while.
+    Lost,
+    /// Asked to join and was refused.
+    Refused,
+}
+
+/// `GET /v1/nodes`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeList {
+    /// Sorted by name, unnamed ones by MAC after them.
+    pub nodes: Vec<NodeRow>,
+}
+
+/// One machine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct NodeRow {
+    /// Name; the MAC while it has none.
+    pub name: String,
+    /// Group; empty while it has none.
+    pub group: String,
+    /// State.
+    pub state: NodeState,
+    /// Why it is in that state, in plain words.
+    pub reason: String,
+    /// Since when, Unix time in seconds.
+    pub since_unix: u64,
+    /// IPv4 address it holds, if any.
+    pub address: Option<String>,
+    /// Boot NIC's MAC, lower-case with colons.
+    pub mac: String,
+    /// SMBIOS UUID if known.
+    pub uuid: Option<String>,
+    /// Vendor and product if known.
+    pub product: Option<String>,
+    /// Firmware as it announced itself (`bios`, `uefi-x64`, …) if known.
+    pub firmware: Option<String>,
+    /// Logical CPUs; 0 until it joined once.
+    pub cpus: u32,
+    /// Memory in KiB; 0 until it joined once.
+    pub memory_kib: u64,
+    /// One-minute load average while up.
+    pub load1: Option<f32>,
+    /// Image it runs or would run.
+    pub image: Option<String>,
+    /// Door of the last boot (`pxe-bios`, `pxe-uefi`, …).
+    pub door: Option<String>,
+    /// When it was last heard, Unix time in seconds.
+    pub last_seen_unix: u64,
+    /// Last boot decision, in plain words with its reason.
+    pub last_decision: Option<String>,
+    /// What it reported when it joined last; absent until then.
+    pub hardware: Option<crate::node::Hardware>,
+}
+
+/// `POST /v1/adopt`: accept seen PCs. With one machine and one name, or a node set of names that are given in
+/// order of MAC to all machines named.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdoptRequest {
+    /// MACs of seen machines, or the single word `seen` for all of them.
+    pub machines: Vec<String>,
+    /// A group of `head.toml`.
+    pub group: String,
+    /// Node set to take names from (`lab-a[01-30]`); names in use are passed over.
+    pub name: String,
+}
+
+/// `POST /v1/release`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ReleaseRequest {
+    /// Node set.
+    pub nodeset: String,
+}
+
+/// `POST /v1/wake`: undo of release and of "two failed boots": the next network boot joins again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WakeRequest {
+    /// Node set.
+    pub nodeset: String,
+}
+
+/// `GET /v1/explain/{mac}`: what this machine would be answered now, and why.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Explanation {
+    /// MAC asked for.
+    pub mac: String,
+    /// `boot`, `local-disk` or `no-boot-answer`.
+    pub action: String,
+    /// Typed reason, kebab-case (`not-adopted`, `released`, `two-failed-boots`, …).
+    pub reason: String,
+    /// One line in plain words with the remedy where there is one.
+    pub text: String,
+    /// Image, loader and kernel command line if it would boot.
+    pub boot: Option<BootAnswer>,
+}
+
+/// What a machine would be given to boot.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BootAnswer {
+    /// Image name.
+    pub image: String,
+    /// Loader named in the DHCP answer, by door.
+    pub loader: String,
+    /// Kernel command line in full.
+    pub cmdline: String,
+}
+
+/// `GET /v1/events`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EventList {
+    /// Oldest first.
+    pub events: Vec<Event>,
+}
+
+/// Something that happened, numbered by the head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Event {
+    /// Rises by one; never reused.
+    pub seq: u64,
+    /// Unix time in milliseconds.
+    pub time_unix_ms: u64,
+    /// MAC of the machine it is about; empty when about the head itself.
+    pub mac: String,
+    /// Name at that time; empty when it had none.
+    pub name: String,
+    /// Kind, kebab-case (`state`, `lease`, `decision`, `adopted`, `rival-dhcp`, …).
+    pub kind: String,
+    /// Plain words.
+    pub text: String,
+}
+
+/// `GET /v1/status`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of `cidhead`.
+    pub version: String,
+    /// Interface it serves.
+    pub interface: String,
+    /// Its own address there.
+    pub address: String,
+    /// Whether DHCP is being answered, or why not (a rival server's address).
+    pub dhcp: DhcpStatus,
+    /// Drops by reason since start, sorted by reason.
+    pub drops: std::collections::BTreeMap<String, u64>,
+}
+
+/// Whether DHCP answers leave.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "state", rename_all = "kebab-case")]
+pub enum DhcpStatus {
+    /// Answers are sent.
+    Serving,
+    /// Another DHCP server was heard; nothing is sent until it is gone.
+    Suspended {
+        /// Its server identifier.
+        rival: String,
+    },
+}
+
+/// Body of every failure.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// One line: what, where, why.
+    pub error: String,
+    /// One line: what to do; may be empty.
+    #[serde(default)]
+    pub remedy: String,
+}

@@ -1,0 +1,28 @@
+//! Versioned types of the control API and of node connections. Types only: whoever sends or receives them
+//! holds the logic. This crate must never open a socket, read a clock or decide anything.
+//!
+//! | module | spoken between | where it travels |
+//! |---|---|---|
+//! | [`api`] | `cidctl` and `cidhead` | HTTP/1.1 with JSON over a local Unix socket |
+//! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
+//! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
+//! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
+//! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
+
+#[cfg(feature = "serde")]
+pub mod api;
+pub mod cmdline;
+#[cfg(feature = "serde")]
+pub mod manifest;
+#[cfg(feature = "serde")]
+pub mod node;
+pub mod supervision;
+
+/// TCP port of node connections and UDP port of beacons on the head; beacons use it between nodes too.
+pub const NODE_PORT: u16 = 3101;
+
+/// Multicast group of beacons: administratively scoped (RFC 2365, organisation-local), never routed off site.
+pub const BEACON_GROUP: std::net::Ipv4Addr = std::net::Ipv4Addr::new(239, 192, 31, 1);
+
+/// Where `cidhead` listens for `cidctl` unless `head.toml` says otherwise.
+pub const DEFAULT_SOCKET: &str = "/run/cid/head.sock";

@@ -1,0 +1,55 @@
+//! `manifest.json`: what an image holds, written by `cidbuild`, read by `cidhead` and people.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of this document's shape. A reader refuses a larger one.
+pub const MANIFEST_VERSION: u32 = 1;
+
+/// One built image. Map keys and lists are sorted: the same image has the same manifest, byte for byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Manifest {
+    /// [`MANIFEST_VERSION`] of the writer.
+    pub version: u32,
+    /// Name of the image, also the name of its folder.
+    pub name: String,
+    /// `uname -r` of the kernel, e.g. `6.12.107+deb13-amd64`.
+    pub kernel_release: String,
+    /// Kernel command line of the recipe; the head adds its own words behind it.
+    pub cmdline: String,
+    /// SHA-256 of the recipe file, lower-case hex.
+    pub recipe_sha256: String,
+    /// The files beside this manifest that are served: relative path to digest and size
+    /// (`vmlinuz`, `initrd.img`, `efi/shimx64.efi`, `efi/grubx64.efi`, `efi/mmx64.efi`).
+    pub artifacts: BTreeMap<String, Artifact>,
+    /// Every entry of the initramfs, by absolute path.
+    pub files: BTreeMap<String, FileEntry>,
+    /// Names of the NIC drivers the image covers, sorted.
+    pub nic_drivers: Vec<String>,
+    /// Firmware files that the drivers may ask for (`modinfo -F firmware`), sorted, and whether they are inside.
+    pub firmware: BTreeMap<String, bool>,
+}
+
+/// A file beside the manifest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Artifact {
+    /// SHA-256, lower-case hex.
+    pub sha256: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// An entry of the initramfs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileEntry {
+    /// Type and permission bits as in `stat(2)`, octal text such as `100644`.
+    pub mode: String,
+    /// Size in bytes of the content (0 for directories and device nodes).
+    pub size: u64,
+    /// SHA-256 of the content, lower-case hex; empty for directories and device nodes; of the target for links.
+    pub sha256: String,
+}

@@ -1,0 +1,136 @@
+//! The node connection: one TCP connection that the node dials to its head and keeps open, carrying frames of
+//! a big-endian `u32` length and a JSON message. The members issue wraps it in mutual TLS; messages stay.
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the messages. Peers of another version refuse each other with a reason.
+pub const NODE_PROTOCOL_VERSION: u32 = 1;
+
+/// Longest frame either side accepts, in bytes of JSON.
+pub const MAX_FRAME: usize = 64 * 1024;
+
+/// The agent sends [`FromNode::Pulse`] this often, in seconds; the head answers with [`ToNode::Pulse`].
+pub const PULSE_SECS: u64 = 3;
+
+/// From the node to the head.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum FromNode {
+    /// First message. The node is `up` once the head has answered [`ToNode::Welcome`].
+    Hello(Box<Hello>),
+    /// Heartbeat with the load.
+    Pulse(Load),
+    /// The node is going home for this reason (a person pressed a key, the head asked, an alarm).
+    GoingHome {
+        /// Plain words.
+        reason: String,
+    },
+}
+
+/// From the head to the node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "kebab-case")]
+pub enum ToNode {
+    /// Accepted.
+    Welcome(Welcome),
+    /// Not accepted; the node shows the reason, closes, and tries again later.
+    Refused {
+        /// Plain words with the remedy.
+        reason: String,
+    },
+    /// Answer to [`FromNode::Pulse`].
+    Pulse {
+        /// The head's clock, Unix time in milliseconds.
+        time_unix_ms: u64,
+    },
+    /// Drain and reboot into the PC's own system.
+    Release {
+        /// Time allowed for draining, in seconds.
+        patience_secs: u64,
+        /// Plain words, shown on the PC's screen.
+        reason: String,
+    },
+}
+
+/// What a node says of itself when it joins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`NODE_PROTOCOL_VERSION`].
+    pub version: u32,
+    /// Drawn once per boot; tells this boot's connections from an earlier boot's.
+    pub boot_id: String,
+    /// Image name from the kernel command line.
+    pub image: String,
+    /// Door from the kernel command line.
+    pub door: String,
+    /// The machine.
+    pub hardware: Hardware,
+}
+
+/// The machine as the kernel sees it.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Hardware {
+    /// SMBIOS system UUID, lower-case; empty when the firmware has none.
+    pub uuid: String,
+    /// SMBIOS vendor and product, e.g. `QEMU Standard PC (Q35 + ICH9, 2009)`.
+    pub product: String,
+    /// Logical CPUs online.
+    pub cpus: u32,
+    /// Model name of the first CPU.
+    pub cpu_model: String,
+    /// `MemTotal`, in KiB.
+    pub memory_kib: u64,
+    /// `MemAvailable` when the agent joined, in KiB.
+    pub memory_available_kib: u64,
+    /// Memory the root tmpfs and the node programs hold after coldplug, in KiB.
+    pub memory_held_kib: u64,
+    /// Seconds from the kernel's start to this report.
+    pub uptime_secs: f64,
+    /// Whether the firmware enforces Secure Boot; `None` on BIOS.
+    pub secure_boot: Option<bool>,
+    /// Block devices the kernel shows, by name. Must be empty on a borrowed PC.
+    pub block_devices: Vec<String>,
+    /// Network interfaces, wired only.
+    pub links: Vec<Link>,
+}
+
+/// One wired network interface.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Link {
+    /// Kernel's name (`eth0`).
+    pub name: String,
+    /// MAC address, lower-case with colons.
+    pub mac: String,
+    /// Driver bound to it.
+    pub driver: String,
+    /// Whether it has a carrier.
+    pub carrier: bool,
+    /// Whether the connection to the head runs over it.
+    pub in_use: bool,
+    /// Negotiated speed in Mbit/s; 0 when unknown.
+    pub speed_mbit: u32,
+}
+
+/// Load of a node.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Load {
+    /// One-minute load average.
+    pub load1: f32,
+    /// `MemAvailable`, in KiB.
+    pub memory_available_kib: u64,
+}
+
+/// The head's answer to [`Hello`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// The node's name.
+    pub name: String,
+    /// Its group.
+    pub group: String,
+    /// The head's clock, Unix time in milliseconds.
+    pub time_unix_ms: u64,
+    /// Seconds without the head after which the node goes home.
+    pub bail_out_secs: u64,
+    /// Seconds that draining may take.
+    pub patience_secs: u64,
+}
