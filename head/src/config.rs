@@ -1,0 +1,284 @@
+//! `head.toml`: text in, a validated configuration out, or one line that names file, line and remedy.
+//! Must not look at the machine: what depends on the interface is filled in by [`Config::resolve`] from facts given.
+
+mod check;
+mod raw;
+mod render;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use check::{parse_duration, parse_pattern};
+pub use render::{STARTER, render};
+
+/// Where `cidhead` looks when no `--config` is given.
+pub const DEFAULT_PATH: &str = "/etc/cid/head.toml";
+
+/// A mistake in `head.toml`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub struct ConfigError {
+    file: PathBuf,
+    line: Option<usize>,
+    what: String,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.line {
+            Some(line) => write!(f, "{}:{line}: {}", self.file.display(), self.what),
+            None => write!(f, "{}: {}", self.file.display(), self.what),
+        }
+    }
+}
+
+/// What happens to a machine that nobody adopted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unknown {
+    /// It is listed as `seen` and sent to its own disk.
+    Wait,
+    /// It boots in this group without being asked.
+    Boot {
+        /// A group of this file.
+        group: String,
+    },
+}
+
+/// What one machine's pattern in `match` looks at.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pattern {
+    /// MAC glob, lower-case with colons.
+    Mac(String),
+    /// SMBIOS UUID, lower-case.
+    Uuid(String),
+    /// IPv4 address.
+    Address(Ipv4Addr),
+    /// Name glob.
+    Name(String),
+}
+
+/// A group of machines.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Group {
+    /// Folder name under `images_dir`.
+    pub image: String,
+    /// Words behind the image's and the head's on the kernel command line.
+    pub kernel_args: String,
+    /// How long a node endures without its head.
+    pub bail_out: Duration,
+    /// How long draining may take.
+    pub patience: Duration,
+    /// Machines that may boot in this group without being adopted one by one.
+    pub matches: Vec<Pattern>,
+}
+
+/// The `[dhcp]` table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dhcp {
+    /// First and last address given out; `None` until resolved means the upper half of the subnet.
+    pub range: Option<(Ipv4Addr, Ipv4Addr)>,
+    /// Lease time.
+    pub lease: Duration,
+    /// Default gateway for clients (option 3).
+    pub router: Option<Ipv4Addr>,
+    /// Name servers for clients (option 6).
+    pub dns: Vec<Ipv4Addr>,
+    /// Domain for clients (option 15).
+    pub domain: Option<String>,
+}
+
+/// The whole of `head.toml`, checked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// File it came from.
+    pub file: PathBuf,
+    /// Interface that faces the lab.
+    pub interface: String,
+    /// Where `cid.db` lives.
+    pub state_dir: PathBuf,
+    /// Where the images lie.
+    pub images_dir: PathBuf,
+    /// Control socket.
+    pub socket: PathBuf,
+    /// What to do with strangers.
+    pub unknown: Unknown,
+    /// DHCP.
+    pub dhcp: Dhcp,
+    /// Groups by name.
+    pub groups: BTreeMap<String, Group>,
+}
+
+/// What the interface adds: facts of the machine, read by the caller.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subnet {
+    /// The head's own address.
+    pub address: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub prefix: u8,
+}
+
+impl Subnet {
+    /// The subnet mask.
+    pub fn mask(&self) -> Ipv4Addr {
+        Ipv4Addr::from_bits(
+            u32::MAX
+                .checked_shl(32 - u32::from(self.prefix.min(32)))
+                .unwrap_or(0),
+        )
+    }
+
+    /// The network's own address.
+    pub fn network(&self) -> Ipv4Addr {
+        self.address & self.mask()
+    }
+
+    /// The directed broadcast address.
+    pub fn broadcast(&self) -> Ipv4Addr {
+        self.network() | !self.mask()
+    }
+
+    /// Whether `address` can be a host here.
+    pub fn holds(&self, address: Ipv4Addr) -> bool {
+        address & self.mask() == self.network() && address != self.network() && address != self.broadcast()
+    }
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// The file cannot be read, or is wrong: one line with the remedy.
+    pub fn read(file: &Path) -> Result<Self, ConfigError> {
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            let remedy = if error.kind() == std::io::ErrorKind::NotFound {
+                "; write one with `cidhead init`, or name another with --config"
+            } else {
+                ""
+            };
+            ConfigError {
+                file: file.to_owned(),
+                line: None,
+                what: format!("{error}{remedy}"),
+            }
+        })?;
+        Self::parse(file, &text)
+    }
+
+    /// Checks the text of a file.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(file: &Path, text: &str) -> Result<Self, ConfigError> {
+        let at = |span: Option<Range<usize>>, what: String| ConfigError {
+            file: file.to_owned(),
+            line: span.map(|span| {
+                text.as_bytes()
+                    .iter()
+                    .take(span.start)
+                    .filter(|byte| **byte == b'\n')
+                    .count()
+                    + 1
+            }),
+            what,
+        };
+        let raw: raw::Head =
+            toml::from_str(text).map_err(|error| at(error.span(), explain_toml(error.message())))?;
+        check::validate(file, raw).map_err(|check::Fault { span, what }| at(span, what))
+    }
+
+    /// Fills what the interface decides: the DHCP range.
+    ///
+    /// # Errors
+    /// The range does not fit the interface's subnet, or no range can be made.
+    pub fn resolve(mut self, subnet: &Subnet) -> Result<Self, ConfigError> {
+        let wrong = |what: String| ConfigError {
+            file: self.file.clone(),
+            line: None,
+            what,
+        };
+        let (low, high) = match self.dhcp.range {
+            Some(range) => range,
+            None => default_range(subnet).ok_or_else(|| {
+                wrong(format!(
+                    "the subnet {}/{} of {} is too small for a DHCP range; give the interface a /28 or larger, or set `range` in [dhcp]",
+                    subnet.network(), subnet.prefix, self.interface
+                ))
+            })?,
+        };
+        if !subnet.holds(low) || !subnet.holds(high) {
+            return Err(wrong(format!(
+                "`range` {low}-{high} is not inside {}/{}, the subnet of {}; change `range` in [dhcp] or the interface's address",
+                subnet.network(),
+                subnet.prefix,
+                self.interface
+            )));
+        }
+        self.dhcp.range = Some((low, high));
+        Ok(self)
+    }
+
+    /// Looks up a group.
+    pub fn group(&self, name: &str) -> Option<&Group> {
+        self.groups.get(name)
+    }
+}
+
+/// The upper half of the subnet without the broadcast address and whatever lies at or below the head in that half.
+fn default_range(subnet: &Subnet) -> Option<(Ipv4Addr, Ipv4Addr)> {
+    if subnet.prefix < 8 || subnet.prefix > 28 {
+        return None;
+    }
+    let (network, broadcast) = (subnet.network().to_bits(), subnet.broadcast().to_bits());
+    let middle = network + (broadcast - network).div_ceil(2);
+    let own = subnet.address.to_bits();
+    let (low, high) = if own < middle {
+        (middle, broadcast - 1)
+    } else if broadcast - own > own - middle {
+        (own + 1, broadcast - 1)
+    } else {
+        (middle, own - 1)
+    };
+    Some((Ipv4Addr::from_bits(low), Ipv4Addr::from_bits(high)))
+}
+
+/// serde's message, with the nearest known key in place of its list of all keys.
+fn explain_toml(message: &str) -> String {
+    let message = message.lines().next().unwrap_or(message);
+    if let Some(rest) = message.strip_prefix("unknown field ") {
+        let mut quoted = rest.split('`').skip(1).step_by(2);
+        if let Some(unknown) = quoted.next() {
+            let known: Vec<&str> = quoted.collect();
+            let nearest = known.iter().min_by_key(|key| distance(unknown, key));
+            return match nearest {
+                Some(key) => format!("unknown key `{unknown}`; the nearest known key here is `{key}`"),
+                None => format!("unknown key `{unknown}`"),
+            };
+        }
+    }
+    if let Some(rest) = message.strip_prefix("missing field ") {
+        return format!("the key {rest} is missing; it is the one key without a default");
+    }
+    message.to_owned()
+}
+
+/// Levenshtein's distance in characters.
+fn distance(left: &str, right: &str) -> usize {
+    let right: Vec<char> = right.chars().collect();
+    let mut row: Vec<usize> = (0..=right.len()).collect();
+    for (i, a) in left.chars().enumerate() {
+        let mut diagonal = i;
+        row[0] = i + 1;
+        for (j, b) in right.iter().enumerate() {
+            let replaced = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[right.len()]
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,301 @@
+//! From the raw file to the validated configuration. Must not read host state.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::Spanned;
+
+use super::{Config, Dhcp, Group, Pattern, Unknown, raw};
+
+/// Longest kernel command line addition, in bytes: x86 has 2048 for the whole line.
+const MAX_KERNEL_ARGS: usize = 1024;
+
+/// What is wrong, and where in the text.
+pub(super) struct Fault {
+    pub(super) span: Option<Range<usize>>,
+    pub(super) what: String,
+}
+
+fn fault(value: &Spanned<String>, what: impl Into<String>) -> Fault {
+    Fault {
+        span: Some(value.span()),
+        what: what.into(),
+    }
+}
+
+pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
+    let mut groups = BTreeMap::new();
+    for (name, group) in raw.groups {
+        let checked = check_group(&name, group)?;
+        groups.insert(name.into_inner(), checked);
+    }
+    Ok(Config {
+        file: file.to_owned(),
+        interface: check_interface(&raw.interface)?,
+        state_dir: check_path(raw.state_dir, "/var/lib/cid")?,
+        images_dir: check_path(raw.images_dir, "/var/lib/cid/images")?,
+        socket: check_path(raw.socket, cid_protocol::DEFAULT_SOCKET)?,
+        unknown: check_unknown(raw.unknown, raw.default_group, &groups)?,
+        dhcp: check_dhcp(raw.dhcp)?,
+        groups,
+    })
+}
+
+fn check_interface(value: &Spanned<String>) -> Result<String, Fault> {
+    let name = value.as_ref();
+    // IFNAMSIZ is 16 with its NUL; a slash or blank cannot be in a name (dev_valid_name in the kernel).
+    if name.is_empty() || name.len() > 15 || name.contains(['/', ':']) || name.contains(char::is_whitespace) {
+        return Err(fault(
+            value,
+            format!("`{name}` is no interface name; `ip -brief link` lists them"),
+        ));
+    }
+    Ok(name.clone())
+}
+
+fn check_path(value: Option<Spanned<String>>, default: &str) -> Result<PathBuf, Fault> {
+    let Some(value) = value else {
+        return Ok(PathBuf::from(default));
+    };
+    let path = PathBuf::from(value.as_ref());
+    if !path.is_absolute() || value.as_ref().contains('\0') {
+        return Err(fault(
+            &value,
+            format!("`{}` must be an absolute path", path.display()),
+        ));
+    }
+    Ok(path)
+}
+
+fn check_unknown(
+    unknown: Option<Spanned<String>>,
+    default_group: Option<Spanned<String>>,
+    groups: &BTreeMap<String, Group>,
+) -> Result<Unknown, Fault> {
+    if let Some(group) = &default_group
+        && !groups.contains_key(group.as_ref())
+    {
+        return Err(fault(
+            group,
+            format!("there is no [groups.{}] in this file", group.as_ref()),
+        ));
+    }
+    let Some(value) = unknown else {
+        return Ok(Unknown::Wait);
+    };
+    match (value.as_ref().as_str(), default_group) {
+        ("wait", _) => Ok(Unknown::Wait),
+        ("boot", Some(group)) => Ok(Unknown::Boot {
+            group: group.into_inner(),
+        }),
+        ("boot", None) => Err(fault(
+            &value,
+            "unknown = \"boot\" needs default_group: the group that strangers boot in",
+        )),
+        (other, _) => Err(fault(&value, format!("`{other}`: write \"wait\" or \"boot\""))),
+    }
+}
+
+fn check_dhcp(raw: raw::Dhcp) -> Result<Dhcp, Fault> {
+    let range = raw.range.as_ref().map(check_range).transpose()?;
+    let lease = duration(
+        raw.lease.as_ref(),
+        "1h",
+        Duration::from_secs(60)..=Duration::from_secs(30 * 86_400),
+    )?;
+    let address = |value: &Spanned<String>| -> Result<Ipv4Addr, Fault> {
+        value
+            .as_ref()
+            .parse()
+            .map_err(|_| fault(value, format!("`{}` is no IPv4 address", value.as_ref())))
+    };
+    if let Some(sixth) = raw.dns.get(5) {
+        return Err(fault(sixth, "at most five name servers"));
+    }
+    if let Some(domain) = &raw.domain
+        && (domain.as_ref().is_empty()
+            || domain.as_ref().len() > 253
+            || !domain
+                .as_ref()
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '.'))
+    {
+        return Err(fault(domain, format!("`{}` is no domain name", domain.as_ref())));
+    }
+    Ok(Dhcp {
+        range,
+        lease,
+        router: raw.router.as_ref().map(address).transpose()?,
+        dns: raw.dns.iter().map(address).collect::<Result<_, _>>()?,
+        domain: raw.domain.map(Spanned::into_inner),
+    })
+}
+
+fn check_range(value: &Spanned<String>) -> Result<(Ipv4Addr, Ipv4Addr), Fault> {
+    let text = value.as_ref();
+    let ends = text.split_once('-').and_then(|(low, high)| {
+        Some((
+            low.trim().parse::<Ipv4Addr>().ok()?,
+            high.trim().parse::<Ipv4Addr>().ok()?,
+        ))
+    });
+    match ends {
+        Some((low, high)) if low <= high && high.to_bits() - low.to_bits() < 65_536 => Ok((low, high)),
+        Some((low, high)) if low <= high => {
+            Err(fault(value, format!("`{text}` holds more than 65,536 addresses")))
+        }
+        Some(_) => Err(fault(value, format!("`{text}` ends before it starts"))),
+        None => Err(fault(
+            value,
+            format!("`{text}` is no range; write 10.77.0.100-10.77.0.250"),
+        )),
+    }
+}
+
+fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> {
+    if !is_label(name.as_ref()) {
+        return Err(fault(
+            name,
+            format!(
+                "`{}`: a group name has letters, digits, `-`, `_` and `.` only",
+                name.as_ref()
+            ),
+        ));
+    }
+    let image = raw.image.map_or_else(
+        || Ok("minimal".to_owned()),
+        |value| {
+            if is_label(value.as_ref()) {
+                Ok(value.into_inner())
+            } else {
+                Err(fault(
+                    &value,
+                    format!(
+                        "`{}` is no image name; it is a folder under images_dir",
+                        value.as_ref()
+                    ),
+                ))
+            }
+        },
+    )?;
+    let kernel_args = match raw.kernel_args {
+        // A line break would start a command of the loader script; a quote would end its string.
+        Some(value) if value.as_ref().chars().any(|c| c.is_control() || !c.is_ascii()) => {
+            return Err(fault(
+                &value,
+                "kernel_args holds a control character or one outside ASCII",
+            ));
+        }
+        Some(value) if value.as_ref().len() > MAX_KERNEL_ARGS => {
+            return Err(fault(
+                &value,
+                format!("kernel_args is longer than {MAX_KERNEL_ARGS} bytes"),
+            ));
+        }
+        Some(value) => value.into_inner().trim().to_owned(),
+        None => String::new(),
+    };
+    let mut matches = Vec::new();
+    for pattern in &raw.matches {
+        let parsed = parse_pattern(pattern.as_ref());
+        matches.push(parsed.ok_or_else(|| {
+            fault(
+                pattern,
+                format!("`{}` is no MAC glob, UUID, address or name", pattern.as_ref()),
+            )
+        })?);
+    }
+    Ok(Group {
+        image,
+        kernel_args,
+        bail_out: duration(
+            raw.bail_out.as_ref(),
+            "10m",
+            Duration::from_secs(30)..=Duration::from_secs(86_400),
+        )?,
+        patience: duration(
+            raw.patience.as_ref(),
+            "60s",
+            Duration::from_secs(1)..=Duration::from_secs(86_400),
+        )?,
+        matches,
+    })
+}
+
+fn duration(
+    value: Option<&Spanned<String>>,
+    default: &str,
+    allowed: std::ops::RangeInclusive<Duration>,
+) -> Result<Duration, Fault> {
+    let text = value.map_or(default, |value| value.as_ref().as_str());
+    let span = value.map(Spanned::span);
+    match parse_duration(text) {
+        Some(parsed) if allowed.contains(&parsed) => Ok(parsed),
+        Some(_) => Err(Fault {
+            span,
+            what: format!(
+                "`{text}` is out of bounds: {}s to {}s",
+                allowed.start().as_secs(),
+                allowed.end().as_secs()
+            ),
+        }),
+        None => Err(Fault {
+            span,
+            what: format!("`{text}` is no duration; write 90s, 10m, 1h or 2d"),
+        }),
+    }
+}
+
+/// `90s`, `10m`, `1h`, `2d`: a whole number and a unit.
+pub fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let unit = match &text[digits.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3_600,
+        "d" => 86_400,
+        _ => return None,
+    };
+    if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    digits
+        .parse::<u64>()
+        .ok()?
+        .checked_mul(unit)
+        .map(Duration::from_secs)
+}
+
+/// Tells the kinds of patterns apart by their shape.
+pub fn parse_pattern(text: &str) -> Option<Pattern> {
+    let lower = text.to_ascii_lowercase();
+    if let Ok(address) = lower.parse() {
+        return Some(Pattern::Address(address));
+    }
+    let is_hex = |c: char| c.is_ascii_hexdigit();
+    let parts: Vec<&str> = lower.split('-').collect();
+    if parts.iter().map(|part| part.len()).eq([8, 4, 4, 4, 12])
+        && lower.chars().all(|c| is_hex(c) || c == '-')
+    {
+        return Some(Pattern::Uuid(lower));
+    }
+    if lower.contains(':') {
+        let fits = lower.len() <= 17 && lower.chars().all(|c| is_hex(c) || ":*?".contains(c));
+        return fits.then_some(Pattern::Mac(lower));
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || "-_.*?".contains(c);
+    (!text.is_empty() && text.len() <= 253 && text.chars().all(fits)).then(|| Pattern::Name(text.to_owned()))
+}
+
+/// One path component that is also a word of a kernel command line.
+fn is_label(text: &str) -> bool {
+    !text.is_empty()
+        && text.len() <= 63
+        && !text.starts_with('.')
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}

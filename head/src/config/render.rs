@@ -1,0 +1,117 @@
+//! A configuration back as TOML, every default filled in, and the commented file that `cidhead init` writes.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use super::{Config, Pattern, Unknown};
+
+/// What `cidhead init` writes; `@INTERFACE@` and `@STATE@` are replaced.
+pub const STARTER: &str = r#"# cidhead's configuration. `cidhead check` prints it with every default filled in.
+# Only `interface` has no default.
+
+# The interface that faces the lab. It needs an IPv4 address; `ip -brief address` lists them.
+interface = "@INTERFACE@"
+
+# cid.db lives here: leases, machines, events.
+# state_dir = "/var/lib/cid"
+# images_dir = "/var/lib/cid/images"
+# socket = "/run/cid/head.sock"
+
+# What a PC gets that nobody adopted: "wait" lists it in `cidctl nodes` as seen and sends it to its own disk;
+# "boot" boots it in default_group without asking.
+unknown = "wait"
+# default_group = "lab-a"
+
+[dhcp]
+# range = "10.77.0.128-10.77.0.254"     # default: the upper half of the interface's subnet
+lease = "1h"
+# router = "10.77.0.1"
+# dns = ["10.77.0.1"]
+# domain = "lab.example"
+
+[groups.lab-a]
+image = "minimal"
+# kernel_args = "console=ttyS0,115200"
+# bail_out = "10m"      # a node that has not heard of the head for this long goes home
+# patience = "60s"      # time that draining may take before the reboot
+# match = ["52:54:00:*"]   # MAC globs, UUIDs, addresses or names that belong to this group by themselves
+"#;
+
+/// `head.toml` with every default filled in; it parses back to the same configuration.
+pub fn render(config: &Config) -> String {
+    let mut out = String::new();
+    // Writing to a String cannot fail.
+    let _ = write_head(&mut out, config);
+    for (name, group) in &config.groups {
+        let matches: Vec<String> = group.matches.iter().map(pattern_text).collect();
+        let _ = writeln!(out, "\n[groups.{}]\nimage = {:?}", quote_key(name), group.image);
+        let _ = writeln!(out, "kernel_args = {}", string(&group.kernel_args));
+        let _ = writeln!(
+            out,
+            "bail_out = \"{}\"\npatience = \"{}\"",
+            seconds(group.bail_out),
+            seconds(group.patience)
+        );
+        let _ = writeln!(out, "match = {matches:?}");
+    }
+    out
+}
+
+fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
+    writeln!(out, "interface = {}", string(&config.interface))?;
+    writeln!(out, "state_dir = {}", string(&config.state_dir.to_string_lossy()))?;
+    writeln!(
+        out,
+        "images_dir = {}",
+        string(&config.images_dir.to_string_lossy())
+    )?;
+    writeln!(out, "socket = {}", string(&config.socket.to_string_lossy()))?;
+    match &config.unknown {
+        Unknown::Wait => writeln!(out, "unknown = \"wait\"")?,
+        Unknown::Boot { group } => writeln!(out, "unknown = \"boot\"\ndefault_group = {}", string(group))?,
+    }
+    writeln!(out, "\n[dhcp]")?;
+    if let Some((low, high)) = config.dhcp.range {
+        writeln!(out, "range = \"{low}-{high}\"")?;
+    }
+    writeln!(out, "lease = \"{}\"", seconds(config.dhcp.lease))?;
+    if let Some(router) = config.dhcp.router {
+        writeln!(out, "router = \"{router}\"")?;
+    }
+    let dns: Vec<String> = config.dhcp.dns.iter().map(ToString::to_string).collect();
+    writeln!(out, "dns = {dns:?}")?;
+    if let Some(domain) = &config.dhcp.domain {
+        writeln!(out, "domain = {}", string(domain))?;
+    }
+    Ok(())
+}
+
+fn pattern_text(pattern: &Pattern) -> String {
+    match pattern {
+        Pattern::Mac(text) | Pattern::Uuid(text) | Pattern::Name(text) => text.clone(),
+        Pattern::Address(address) => address.to_string(),
+    }
+}
+
+fn string(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+fn quote_key(name: &str) -> String {
+    if name.contains('.') {
+        format!("\"{name}\"")
+    } else {
+        name.to_owned()
+    }
+}
+
+/// The largest unit that divides it.
+fn seconds(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    for (unit, size) in [("d", 86_400), ("h", 3_600), ("m", 60)] {
+        if seconds > 0 && seconds.is_multiple_of(size) {
+            return format!("{}{unit}", seconds / size);
+        }
+    }
+    format!("{seconds}s")
+}

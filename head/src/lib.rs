@@ -1,0 +1,6 @@
+//! The head's own parts: configuration, store, registry, node connections, control API.
+//! Must never speak a boot protocol itself (that is `cid-bootserver`) nor decide what a machine boots (its policy).
+
+pub mod config;
+pub mod interface;
+pub mod nodeset;
