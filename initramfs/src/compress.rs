@@ -80,7 +80,7 @@ fn feed(input: &[u8], encoder: &mut impl Write, progress: &mut impl FnMut(u64)) 
 }
 
 /// A reader of the plain bytes of `input`, whichever of gzip, zstd, xz or nothing it is packed with.
-/// Memory is bounded: a zstd window up to 8 MiB (as the kernel's), xz up to 64 MiB.
+/// Memory is bounded: a zstd window up to 8 MiB (as the kernel's), xz up to 128 MiB.
 pub fn decompressor<'a, R: BufRead + 'a>(mut input: R) -> io::Result<Box<dyn Read + 'a>> {
     let start = input.fill_buf()?;
     Ok(match start {
@@ -100,7 +100,7 @@ pub fn decompressor<'a, R: BufRead + 'a>(mut input: R) -> io::Result<Box<dyn Rea
 
 /// 8 MiB, the most that level 19 uses.
 const ZSTD_WINDOW_LOG_MAX: u32 = 23;
-const XZ_MEMORY_LIMIT: u64 = 64 << 20;
+const XZ_MEMORY_LIMIT: u64 = 128 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,85 @@
+//! The builder's own folder: packages by version and digest, what is unpacked from them, and module facts. One
+//! builder at a time holds it; whatever is in it can be deleted at any time and is made again.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+/// The cache, held for this process alone until it is dropped.
+#[derive(Debug)]
+pub struct Cache {
+    root: PathBuf,
+    _lock: File,
+}
+
+impl Cache {
+    /// Opens the cache of this user: `${XDG_CACHE_HOME:-~/.cache}/cid`, or `/var/cache/cid` for root.
+    pub fn open() -> anyhow::Result<Self> {
+        let variable = |name: &str| {
+            std::env::var_os(name)
+                .filter(|value| !value.is_empty())
+                .map(PathBuf::from)
+        };
+        let root = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
+            (Some(cache), _) => cache.join("cid"),
+            (None, _) if rustix::process::geteuid().is_root() => PathBuf::from("/var/cache/cid"),
+            (None, Some(home)) => home.join(".cache/cid"),
+            (None, None) => anyhow::bail!("no cache folder: set HOME or XDG_CACHE_HOME"),
+        };
+        Self::at(&root)
+    }
+
+    /// Opens the cache at `root`, waiting for another builder that holds it.
+    pub fn at(root: &Path) -> anyhow::Result<Self> {
+        let place = || format!("cache folder {}", root.display());
+        for folder in ["apt", "packages", "unpacked", "facts", "pins"] {
+            fs::create_dir_all(root.join(folder)).with_context(place)?;
+        }
+        let lock = File::create(root.join("lock")).with_context(place)?;
+        rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).with_context(place)?;
+        let cache = Cache {
+            root: root.to_owned(),
+            _lock: lock,
+        };
+        cache.sweep();
+        Ok(cache)
+    }
+
+    /// A path inside the cache.
+    pub fn path(&self, relative: impl AsRef<Path>) -> PathBuf {
+        self.root.join(relative)
+    }
+
+    /// A fresh folder inside the cache, to be filled and renamed.
+    pub fn workshop(&self) -> anyhow::Result<tempfile::TempDir> {
+        tempfile::Builder::new()
+            .prefix(WORKSHOP)
+            .tempdir_in(&self.root)
+            .with_context(|| format!("cache folder {}", self.root.display()))
+    }
+
+    /// Removes what an interrupted builder left: nobody else can be at work while we hold the lock.
+    fn sweep(&self) {
+        let Ok(entries) = fs::read_dir(&self.root) else {
+            return;
+        };
+        for entry in entries.flatten() {
+            if entry.file_name().to_string_lossy().starts_with(WORKSHOP) {
+                // Not fatal: it only takes space, and the next builder tries again.
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+}
+
+const WORKSHOP: &str = ".work-";
+
+/// Writes a small file so that it is whole or absent.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let folder = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::NamedTempFile::new_in(folder).with_context(|| folder.display().to_string())?;
+    std::io::Write::write_all(&mut file, bytes).with_context(|| path.display().to_string())?;
+    file.persist(path).with_context(|| path.display().to_string())?;
+    Ok(())
+}

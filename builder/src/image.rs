@@ -1,0 +1,343 @@
+//! One image from one recipe: inputs -> file plan -> archive -> output folder with manifest. The order of the steps
+//! stands here; what each does stands in its own module. Never writes outside the cache and the output folder.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use cid_initramfs::digest::sha256_hex;
+use cid_initramfs::{ModuleIndex, Node, Plan, compress, index_files, module, write_archive};
+use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest};
+
+use crate::apt::{Apt, Freshness};
+use crate::cache::Cache;
+use crate::deb;
+use crate::kernel::Kernel;
+use crate::modules::{self, Selection};
+use crate::output::Output;
+use crate::progress::Progress;
+use crate::recipe::{FileChoice, KernelChoice, Recipe};
+
+/// What the command line adds to the recipe.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Folder in which the image's folder appears.
+    pub out: PathBuf,
+    /// `--kernel` and `--modules`, in place of the recipe's kernel.
+    pub kernel: Option<(PathBuf, PathBuf)>,
+    /// `--shim`, `--grub`, `--mok`, each in place of the recipe's package.
+    pub shim: Option<PathBuf>,
+    /// See `shim`.
+    pub grub: Option<PathBuf>,
+    /// See `shim`.
+    pub mok: Option<PathBuf>,
+    /// Folder with `cid-init` and `cid-agent`.
+    pub node_programs: PathBuf,
+    /// Whether packages are looked up again.
+    pub freshness: Freshness,
+}
+
+/// What was built.
+#[derive(Debug)]
+pub struct Built {
+    /// The image's folder.
+    pub folder: PathBuf,
+    /// Its manifest.
+    pub manifest: Manifest,
+    /// Bytes of RAM that the unpacked image takes.
+    pub unpacked_size: u64,
+}
+
+/// Everything an image is made from, on disk.
+#[derive(Debug)]
+struct Inputs {
+    kernel: Kernel,
+    busybox: PathBuf,
+    /// Name below `efi/` to file.
+    loaders: BTreeMap<&'static str, PathBuf>,
+    firmware: Vec<PathBuf>,
+}
+
+/// Builds `recipe`.
+pub fn build(
+    recipe: &Recipe,
+    options: &Options,
+    cache: &Cache,
+    progress: &Progress,
+) -> anyhow::Result<Built> {
+    let inputs = gather(recipe, options, cache, progress)?;
+    let index = modules::index(cache, &inputs.kernel, progress)?;
+    let selection = modules::select(recipe, &index)?;
+    let output = Output::start(&options.out, &recipe.name)?;
+
+    let mut plan = Plan::new();
+    add_base(&mut plan, recipe, options, &inputs)?;
+    add_modules(&mut plan, &inputs.kernel, &index, &selection)?;
+    let firmware = add_firmware(&mut plan, &inputs, &index, &selection)?;
+    add_extras(&mut plan, recipe)?;
+    plan.seal()?;
+
+    let archive = write_archive(&plan, Vec::new()).context("newc archive")?;
+    let mut initrd = Vec::with_capacity(archive.len());
+    let phase = progress.bytes("compressing", archive.len() as u64);
+    compress(&archive, recipe.compression, &mut initrd, |done| phase.at(done))?;
+    phase.finish();
+
+    let mut artifacts = BTreeMap::new();
+    let mut publish = |name: String, bytes: &[u8]| -> anyhow::Result<()> {
+        output.write(&name, bytes)?;
+        artifacts.insert(
+            name,
+            Artifact {
+                sha256: sha256_hex(bytes),
+                size: bytes.len() as u64,
+            },
+        );
+        Ok(())
+    };
+    publish("vmlinuz".into(), &read(&inputs.kernel.vmlinuz)?)?;
+    publish("initrd.img".into(), &initrd)?;
+    for (name, file) in &inputs.loaders {
+        publish(format!("efi/{name}"), &read(file)?)?;
+    }
+    let manifest = Manifest {
+        version: MANIFEST_VERSION,
+        name: recipe.name.clone(),
+        kernel_release: inputs.kernel.release.clone(),
+        cmdline: recipe.cmdline.clone(),
+        recipe_sha256: recipe.sha256.clone(),
+        artifacts,
+        files: plan
+            .nodes()
+            .map(|(path, node)| (path.to_owned(), file_entry(node)))
+            .collect(),
+        nic_drivers: selection.nic.iter().cloned().collect(),
+        firmware,
+    };
+    let mut text = serde_json::to_string_pretty(&manifest)?;
+    text.push('\n');
+    output.write("manifest.json", text.as_bytes())?;
+    let folder = output.finish()?;
+    Ok(Built {
+        folder,
+        manifest,
+        unpacked_size: plan.content_size(),
+    })
+}
+
+fn gather(recipe: &Recipe, options: &Options, cache: &Cache, progress: &Progress) -> anyhow::Result<Inputs> {
+    let mut apt = Apt::new(cache, &recipe.suite, options.freshness);
+    let mut unpacked = |name: &str, follow| -> anyhow::Result<PathBuf> {
+        let package = apt.package(name, follow, progress)?;
+        deb::unpacked(cache, &package, progress)
+    };
+    let kernel = match (&options.kernel, &recipe.kernel) {
+        (Some((vmlinuz, modules)), _) => Kernel::from_files(vmlinuz, modules)?,
+        (None, KernelChoice::Installed) => Kernel::installed()?,
+        (None, KernelChoice::Package(name)) => Kernel::in_package(&unpacked(name, Some("linux-image-"))?)?,
+    };
+    let busybox = match &recipe.busybox {
+        FileChoice::File(file) => file.clone(),
+        FileChoice::Package(name) => one_of(&unpacked(name, None)?, &["usr/bin/busybox", "bin/busybox"])?,
+    };
+    let mut loaders = BTreeMap::new();
+    for (target, given, package, places) in [
+        ("shimx64.efi", &options.shim, &recipe.loaders.shim, SHIM_PLACES),
+        ("grubx64.efi", &options.grub, &recipe.loaders.grub, GRUB_PLACES),
+        ("mmx64.efi", &options.mok, &recipe.loaders.mok, MOK_PLACES),
+    ] {
+        let file = match given {
+            Some(file) => file.clone(),
+            None => one_of(&unpacked(package, None)?, places)?,
+        };
+        loaders.insert(target, file);
+    }
+    let firmware = recipe
+        .firmware
+        .iter()
+        .map(|name| unpacked(name, None))
+        .collect::<Result<_, _>>()?;
+    Ok(Inputs {
+        kernel,
+        busybox,
+        loaders,
+        firmware,
+    })
+}
+
+const SHIM_PLACES: &[&str] = &["usr/lib/shim/shimx64.efi.signed"];
+/// The network build: its own modules know http and tftp.
+const GRUB_PLACES: &[&str] = &["usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"];
+const MOK_PLACES: &[&str] = &["usr/lib/shim/mmx64.efi.signed"];
+
+fn one_of(tree: &Path, places: &[&str]) -> anyhow::Result<PathBuf> {
+    places
+        .iter()
+        .map(|place| tree.join(place))
+        .find(|file| file.is_file())
+        .with_context(|| {
+            format!(
+                "{}: no /{} in this package",
+                tree.display(),
+                places.join(", no /")
+            )
+        })
+}
+
+/// Programs, devices and folders that every image has.
+fn add_base(plan: &mut Plan, recipe: &Recipe, options: &Options, inputs: &Inputs) -> anyhow::Result<()> {
+    for folder in [
+        "/dev", "/etc", "/mnt", "/proc", "/root", "/run", "/sys", "/tmp", "/var",
+    ] {
+        plan.add(
+            folder,
+            Node::Directory {
+                permissions: if folder == "/tmp" { 0o1777 } else { 0o755 },
+            },
+        )?;
+    }
+    // Before devtmpfs is mounted the kernel opens the console by this node.
+    plan.add(
+        "/dev/console",
+        Node::CharacterDevice {
+            permissions: 0o600,
+            major: 5,
+            minor: 1,
+        },
+    )?;
+    plan.add(
+        "/dev/null",
+        Node::CharacterDevice {
+            permissions: 0o666,
+            major: 1,
+            minor: 3,
+        },
+    )?;
+    for (path, file) in [("/init", "cid-init"), ("/sbin/cid-agent", "cid-agent")] {
+        let file = options.node_programs.join(file);
+        let bytes = fs::read(&file).with_context(|| {
+            format!(
+                "{}: run ci/node-programs first, or give --node-programs DIR",
+                file.display()
+            )
+        })?;
+        plan.add(path, Node::program(bytes))?;
+    }
+    plan.add("/bin/busybox", Node::program(read(&inputs.busybox)?))?;
+    plan.add(
+        "/bin/sh",
+        Node::Symlink {
+            target: "busybox".into(),
+        },
+    )?;
+    plan.add(
+        "/etc/cid/image",
+        Node::file(format!("{}\n", recipe.name).into_bytes()),
+    )?;
+    Ok(())
+}
+
+fn add_modules(
+    plan: &mut Plan,
+    kernel: &Kernel,
+    index: &ModuleIndex,
+    selection: &Selection,
+) -> anyhow::Result<()> {
+    let root = format!("/lib/modules/{}", kernel.release);
+    let as_shipped = kernel.unpacks_modules();
+    for name in selection.closure.keys() {
+        let Some(facts) = index.module(name) else { continue };
+        let file = kernel.modules.join(&facts.path);
+        let bytes = read(&file)?;
+        if sha256_hex(&bytes) != facts.sha256 {
+            bail!(
+                "{}: changed since its facts were read; delete the cache's 'facts' and build again",
+                file.display()
+            );
+        }
+        if as_shipped {
+            plan.add(&format!("{root}/{}", facts.path), Node::file(bytes))?;
+        } else {
+            let plain = facts.path.split_inclusive(".ko").next().unwrap_or(&facts.path);
+            plan.add(
+                &format!("{root}/{plain}"),
+                Node::file(module::unpack(&facts.path, &bytes)?),
+            )?;
+        }
+    }
+    let names = selection.closure.keys().cloned().collect();
+    for (name, text) in index_files(index, &names) {
+        plan.add(&format!("{root}/{name}"), Node::file(text.into_bytes()))?;
+    }
+    Ok(())
+}
+
+/// Firmware that the drivers may ask for: every name, and whether the file is inside.
+fn add_firmware(
+    plan: &mut Plan,
+    inputs: &Inputs,
+    index: &ModuleIndex,
+    selection: &Selection,
+) -> anyhow::Result<BTreeMap<String, bool>> {
+    let mut names = BTreeMap::new();
+    for module in selection.closure.keys().filter_map(|name| index.module(name)) {
+        for name in &module.firmware {
+            names.insert(name.clone(), false);
+        }
+    }
+    for (name, inside) in &mut names {
+        for tree in &inputs.firmware {
+            let places = ["usr/lib/firmware", "lib/firmware"].map(|folder| tree.join(folder).join(name));
+            if let Some(file) = places.iter().find(|file| file.is_file()) {
+                plan.add(&format!("/lib/firmware/{name}"), Node::file(read(file)?))?;
+                *inside = true;
+                break;
+            }
+        }
+    }
+    Ok(names)
+}
+
+fn add_extras(plan: &mut Plan, recipe: &Recipe) -> anyhow::Result<()> {
+    for file in &recipe.files {
+        let at = |error: String| recipe.error(file.path.line, error);
+        let bytes = fs::read(&file.source)
+            .map_err(|error| at(format!("source {}: {error}", file.source.display())))?;
+        plan.add(
+            &file.path.value,
+            Node::File {
+                permissions: file.permissions,
+                data: bytes.into(),
+            },
+        )
+        .map_err(|error| at(format!("{error}: choose another path")))?;
+    }
+    for link in &recipe.links {
+        plan.add(
+            &link.path.value,
+            Node::Symlink {
+                target: link.target.clone(),
+            },
+        )
+        .map_err(|error| recipe.error(link.path.line, format!("{error}: choose another path")))?;
+    }
+    Ok(())
+}
+
+fn file_entry(node: &Node) -> FileEntry {
+    let size = match node {
+        Node::File { data, .. } => data.len() as u64,
+        Node::Symlink { target } => target.len() as u64,
+        Node::Directory { .. } | Node::CharacterDevice { .. } => 0,
+    };
+    FileEntry {
+        mode: format!("{:06o}", node.mode()),
+        size,
+        sha256: node.sha256(),
+    }
+}
+
+fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
+    fs::read(file).with_context(|| file.display().to_string())
+}

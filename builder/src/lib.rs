@@ -1,0 +1,13 @@
+//! What `cidbuild` is made of: recipes, kernel and package sources, stage 1, boot loaders, manifests. Knows nothing
+//! of running nodes; it must never need root, and never leave a half-written image where a whole one stood.
+
+pub mod apt;
+pub mod cache;
+pub mod deb;
+pub mod image;
+pub mod kernel;
+pub mod modules;
+pub mod output;
+pub mod progress;
+pub mod recipe;
+pub mod sources;

@@ -1,0 +1,496 @@
+//! Recipes: TOML text -> raw serde type -> validated type. Each refusal is one line naming file, line and remedy.
+//! Conversion looks at no host state; whether a module exists is asked later, with the line still known.
+
+use std::path::{Path, PathBuf};
+
+use cid_initramfs::{Compression, digest::sha256_hex, plan};
+use serde::Deserialize;
+use toml::Spanned;
+
+/// A refused recipe. The recipe's author is at fault; nothing was built.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{file}:{line}: {problem}")]
+pub struct RecipeError {
+    /// The recipe's file as given.
+    pub file: String,
+    /// Line, counted from 1.
+    pub line: usize,
+    /// What is wrong, and what to do about it.
+    pub problem: String,
+}
+
+/// A value with the line it came from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Located<T> {
+    /// The value.
+    pub value: T,
+    /// Line in the recipe, counted from 1.
+    pub line: usize,
+}
+
+/// Where the kernel comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// A package of the recipe's suite; a package that only depends on the newest kernel is followed.
+    Package(String),
+    /// The running machine's own kernel.
+    Installed,
+}
+
+/// Where a program file comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileChoice {
+    /// A package of the recipe's suite.
+    Package(String),
+    /// A file, relative to the recipe.
+    File(PathBuf),
+}
+
+/// Boot loaders, each from a package of the suite.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaders {
+    /// Brings `shimx64.efi.signed`.
+    pub shim: String,
+    /// Brings `grubnetx64.efi.signed`.
+    pub grub: String,
+    /// Brings `mmx64.efi.signed` (MokManager).
+    pub mok: String,
+}
+
+/// A file that the recipe adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraFile {
+    /// Where it goes.
+    pub path: Located<String>,
+    /// Where it is, relative to the recipe.
+    pub source: PathBuf,
+    /// Permission bits.
+    pub permissions: u32,
+}
+
+/// A symbolic link that the recipe adds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtraLink {
+    /// Where it goes.
+    pub path: Located<String>,
+    /// What it points at.
+    pub target: String,
+}
+
+/// A validated recipe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recipe {
+    /// The file it was read from.
+    pub file: PathBuf,
+    /// SHA-256 of that file.
+    pub sha256: String,
+    /// Name of the image.
+    pub name: String,
+    /// Suite of the package archive, e.g. `trixie`.
+    pub suite: String,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Kernel and modules.
+    pub kernel: KernelChoice,
+    /// NIC drivers: listed in the manifest.
+    pub nic: Vec<Located<String>>,
+    /// Other modules.
+    pub other: Vec<Located<String>>,
+    /// Selectors of modules that the two lists above do not pick.
+    pub exclude: Vec<Located<String>>,
+    /// Modules that may make block devices.
+    pub allow_block_drivers: Vec<Located<String>>,
+    /// The static busybox.
+    pub busybox: FileChoice,
+    /// Boot loaders for UEFI.
+    pub loaders: Loaders,
+    /// Packages whose firmware files go in, as far as the image's drivers name them.
+    pub firmware: Vec<String>,
+    /// How the archive is compressed.
+    pub compression: Compression,
+    /// Added files.
+    pub files: Vec<ExtraFile>,
+    /// Added links.
+    pub links: Vec<ExtraLink>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawRecipe {
+    name: Option<Spanned<String>>,
+    suite: Option<Spanned<String>>,
+    cmdline: Option<Spanned<String>>,
+    kernel: Option<Spanned<RawKernel>>,
+    modules: RawModules,
+    busybox: Option<Spanned<RawFileChoice>>,
+    loaders: Option<RawLoaders>,
+    firmware: Option<RawFirmware>,
+    compression: Option<Spanned<RawCompression>>,
+    #[serde(default)]
+    file: Vec<RawFile>,
+    #[serde(default)]
+    link: Vec<RawLink>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawKernel {
+    package: Option<String>,
+    #[serde(default)]
+    installed: bool,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawModules {
+    nic: Vec<Spanned<String>>,
+    #[serde(default)]
+    other: Vec<Spanned<String>>,
+    #[serde(default)]
+    exclude: Vec<Spanned<String>>,
+    #[serde(default)]
+    allow_block_drivers: Vec<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFileChoice {
+    package: Option<String>,
+    file: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLoaders {
+    shim: Option<String>,
+    grub: Option<String>,
+    mok: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFirmware {
+    packages: Vec<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawCompression {
+    format: String,
+    level: Option<i32>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawFile {
+    path: Spanned<String>,
+    source: PathBuf,
+    mode: Option<Spanned<String>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawLink {
+    path: Spanned<String>,
+    target: String,
+}
+
+impl Recipe {
+    /// Reads and validates the file.
+    pub fn load(file: &Path) -> anyhow::Result<Self> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|error| anyhow::anyhow!("recipe {}: {error}", file.display()))?;
+        Ok(Self::parse(file, &text)?)
+    }
+
+    /// Validates `text`, which came from `file`.
+    pub fn parse(file: &Path, text: &str) -> Result<Self, RecipeError> {
+        let context = Context { file, text };
+        let raw: RawRecipe = toml::from_str(text).map_err(|error| context.toml_error(&error))?;
+        context.validate(raw)
+    }
+
+    /// A refusal that points at `line` of this recipe.
+    pub fn error(&self, line: usize, problem: impl Into<String>) -> RecipeError {
+        RecipeError {
+            file: self.file.display().to_string(),
+            line,
+            problem: problem.into(),
+        }
+    }
+}
+
+struct Context<'a> {
+    file: &'a Path,
+    text: &'a str,
+}
+
+impl Context<'_> {
+    fn validate(&self, raw: RawRecipe) -> Result<Recipe, RecipeError> {
+        let stem = self
+            .file
+            .file_stem()
+            .map(|stem| stem.to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let name = raw
+            .name
+            .map_or(Located { value: stem, line: 1 }, |name| self.located(name));
+        if !is_name(&name.value) {
+            return Err(self.error(
+                name.line,
+                format!("{:?} cannot be an image's name: use a-z, 0-9, '.', '-' and '_', starting with a letter or digit", name.value),
+            ));
+        }
+        let suite = raw.suite.map_or(
+            Located {
+                value: DEFAULT_SUITE.into(),
+                line: 1,
+            },
+            |suite| self.located(suite),
+        );
+        if !is_name(&suite.value) {
+            return Err(self.error(
+                suite.line,
+                format!("{:?} is no suite: give one such as \"trixie\"", suite.value),
+            ));
+        }
+        let cmdline = raw.cmdline.map_or(
+            Located {
+                value: String::new(),
+                line: 1,
+            },
+            |line| self.located(line),
+        );
+        if cmdline.value.chars().any(char::is_control) {
+            return Err(self.error(
+                cmdline.line,
+                "cmdline has a control character or a line break: remove it",
+            ));
+        }
+        let loaders = raw.loaders.unwrap_or(RawLoaders {
+            shim: None,
+            grub: None,
+            mok: None,
+        });
+        let or = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
+        Ok(Recipe {
+            file: self.file.to_owned(),
+            sha256: sha256_hex(self.text.as_bytes()),
+            name: name.value,
+            suite: suite.value,
+            cmdline: cmdline.value,
+            kernel: self.kernel(raw.kernel)?,
+            nic: self.all(raw.modules.nic),
+            other: self.all(raw.modules.other),
+            exclude: self.all(raw.modules.exclude),
+            allow_block_drivers: self.all(raw.modules.allow_block_drivers),
+            busybox: self.busybox(raw.busybox)?,
+            loaders: Loaders {
+                shim: or(loaders.shim, "shim-signed"),
+                grub: or(loaders.grub, "grub-efi-amd64-signed"),
+                mok: or(loaders.mok, "shim-helpers-amd64-signed"),
+            },
+            firmware: raw.firmware.map(|firmware| firmware.packages).unwrap_or_default(),
+            compression: self.compression(raw.compression)?,
+            files: raw
+                .file
+                .into_iter()
+                .map(|file| self.extra_file(file))
+                .collect::<Result<_, _>>()?,
+            links: raw
+                .link
+                .into_iter()
+                .map(|link| self.extra_link(link))
+                .collect::<Result<_, _>>()?,
+        })
+    }
+
+    fn kernel(&self, raw: Option<Spanned<RawKernel>>) -> Result<KernelChoice, RecipeError> {
+        let Some(raw) = raw else {
+            return Ok(KernelChoice::Package(DEFAULT_KERNEL.into()));
+        };
+        let line = self.line(raw.span().start);
+        match raw.into_inner() {
+            RawKernel {
+                package: Some(package),
+                installed: false,
+            } => Ok(KernelChoice::Package(package)),
+            RawKernel {
+                package: None,
+                installed: true,
+            } => Ok(KernelChoice::Installed),
+            _ => Err(self.error(
+                line,
+                "[kernel] needs either package = \"NAME\" or installed = true",
+            )),
+        }
+    }
+
+    fn busybox(&self, raw: Option<Spanned<RawFileChoice>>) -> Result<FileChoice, RecipeError> {
+        let Some(raw) = raw else {
+            return Ok(FileChoice::Package(DEFAULT_BUSYBOX.into()));
+        };
+        let line = self.line(raw.span().start);
+        match raw.into_inner() {
+            RawFileChoice {
+                package: Some(package),
+                file: None,
+            } => Ok(FileChoice::Package(package)),
+            RawFileChoice {
+                package: None,
+                file: Some(file),
+            } => Ok(FileChoice::File(self.beside(&file))),
+            _ => Err(self.error(
+                line,
+                "[busybox] needs either package = \"NAME\" or file = \"PATH\"",
+            )),
+        }
+    }
+
+    fn compression(&self, raw: Option<Spanned<RawCompression>>) -> Result<Compression, RecipeError> {
+        let Some(raw) = raw else {
+            return Ok(Compression::Zstd(DEFAULT_ZSTD_LEVEL));
+        };
+        let line = self.line(raw.span().start);
+        let raw = raw.into_inner();
+        let (compression, range) = match raw.format.as_str() {
+            "zstd" => (
+                Compression::zstd(raw.level.unwrap_or(DEFAULT_ZSTD_LEVEL)),
+                "1 to 19",
+            ),
+            "gzip" => (
+                u32::try_from(raw.level.unwrap_or(9))
+                    .ok()
+                    .and_then(Compression::gzip),
+                "1 to 9",
+            ),
+            other => {
+                return Err(self.error(
+                    line,
+                    format!("compression format {other:?}: use \"zstd\" or \"gzip\""),
+                ));
+            }
+        };
+        compression
+            .ok_or_else(|| self.error(line, format!("compression level: {} takes {range}", raw.format)))
+    }
+
+    fn extra_file(&self, raw: RawFile) -> Result<ExtraFile, RecipeError> {
+        let path = self.image_path(raw.path)?;
+        let permissions = match raw.mode {
+            None => 0o644,
+            Some(mode) => {
+                let mode = self.located(mode);
+                u32::from_str_radix(&mode.value, 8)
+                    .ok()
+                    .filter(|bits| *bits <= 0o7777)
+                    .ok_or_else(|| {
+                        self.error(
+                            mode.line,
+                            format!("mode {:?}: give octal text such as \"0644\"", mode.value),
+                        )
+                    })?
+            }
+        };
+        Ok(ExtraFile {
+            path,
+            source: self.beside(&raw.source),
+            permissions,
+        })
+    }
+
+    fn extra_link(&self, raw: RawLink) -> Result<ExtraLink, RecipeError> {
+        let path = self.image_path(raw.path)?;
+        if raw.target.is_empty() || raw.target.chars().any(char::is_control) {
+            return Err(self.error(path.line, format!("link {}: give it a target", path.value)));
+        }
+        Ok(ExtraLink {
+            path,
+            target: raw.target,
+        })
+    }
+
+    fn image_path(&self, raw: Spanned<String>) -> Result<Located<String>, RecipeError> {
+        let path = self.located(raw);
+        plan::check_path(&path.value).map_err(|error| {
+            self.error(
+                path.line,
+                format!("{error}; give a path inside the image, such as /etc/motd"),
+            )
+        })?;
+        Ok(path)
+    }
+
+    fn beside(&self, path: &Path) -> PathBuf {
+        self.file.parent().unwrap_or(Path::new("")).join(path)
+    }
+
+    fn all(&self, list: Vec<Spanned<String>>) -> Vec<Located<String>> {
+        list.into_iter().map(|item| self.located(item)).collect()
+    }
+
+    fn located(&self, spanned: Spanned<String>) -> Located<String> {
+        let line = self.line(spanned.span().start);
+        Located {
+            value: spanned.into_inner(),
+            line,
+        }
+    }
+
+    fn line(&self, at: usize) -> usize {
+        1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+    }
+
+    fn error(&self, line: usize, problem: impl Into<String>) -> RecipeError {
+        RecipeError {
+            file: self.file.display().to_string(),
+            line,
+            problem: problem.into(),
+        }
+    }
+
+    fn toml_error(&self, error: &toml::de::Error) -> RecipeError {
+        let line = error.span().map_or(1, |span| self.line(span.start));
+        self.error(line, explain(error.message()))
+    }
+}
+
+/// The suite, kernel and busybox of a recipe that names none.
+const DEFAULT_SUITE: &str = "trixie";
+const DEFAULT_KERNEL: &str = "linux-image-amd64";
+const DEFAULT_BUSYBOX: &str = "busybox-static";
+const DEFAULT_ZSTD_LEVEL: i32 = 19;
+
+fn is_name(text: &str) -> bool {
+    text.len() <= 64
+        && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._-".contains(c))
+}
+
+/// serde's words for an unknown key (`unknown field `a`, expected one of `b`, `c``) with the nearest known key; other
+/// messages on one line.
+fn explain(message: &str) -> String {
+    let one_line = message.replace('\n', " ");
+    let Some(rest) = one_line.strip_prefix("unknown field ") else {
+        return one_line;
+    };
+    let mut quoted = rest.split('`').skip(1).step_by(2);
+    let Some(unknown) = quoted.next() else {
+        return one_line;
+    };
+    let known: Vec<&str> = quoted.collect();
+    match nearest(unknown, known.iter().copied()) {
+        Some(near) => format!("unknown key {unknown:?}; the nearest known key is {near:?}"),
+        None => format!("unknown key {unknown:?}; remove it"),
+    }
+}
+
+/// The one of `known` that is most like `word`.
+pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    known.min_by_key(|candidate| strsim::damerau_levenshtein(word, candidate))
+}
+
+#[cfg(test)]
+mod tests;
