@@ -3,4 +3,7 @@
 
 pub mod config;
 pub mod interface;
+pub mod mac;
 pub mod nodeset;
+pub mod registry;
+pub mod store;

@@ -1,0 +1,383 @@
+//! Every machine ever seen and what it is at this moment: a pure state machine. Inputs are observations of the boot
+//! server, messages of nodes, beacons, commands of the administrator and the passing of time; outputs are drained.
+//! Must never own a socket, a clock or the database.
+//!
+//! Outputs keep their order: a `Send` that stands behind a `Persist` may leave only when that is on disk.
+
+mod boot;
+mod commands;
+mod machine;
+mod node;
+mod rows;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use cid_protocol::api::NodeState;
+use cid_protocol::node::ToNode;
+
+use crate::config::{Config, Group, Pattern, Unknown};
+use crate::mac::Mac;
+use crate::nodeset::glob_matches;
+
+pub use boot::{Firmware, Observation, Verdict};
+pub use commands::CommandError;
+use machine::Machine;
+pub use machine::{Record, STATES, state_word};
+
+/// A node that was up is lost after this long without message or beacon.
+pub const LOST_AFTER: Duration = Duration::from_secs(15);
+/// The same right after the head started: nodes must find it again first.
+pub const RESTART_GRACE: Duration = Duration::from_secs(60);
+/// From the loader script to the first message; slow firmware and 4 MB over TFTP are in it.
+pub const BOOT_PATIENCE: Duration = Duration::from_secs(600);
+/// What a PC has, behind its `patience`, for the reboot until its firmware asks again.
+pub const REBOOT_PATIENCE: Duration = Duration::from_secs(300);
+/// Failed boots in a row that send a machine to its own disk.
+pub const MAX_FAILED_BOOTS: u32 = 2;
+/// Machines that nobody adopted; the one not heard for longest makes room.
+pub const MAX_STRANGERS: usize = 4_096;
+/// Events about strangers in one minute; a flood of made-up MACs must not wash the log away.
+pub const STRANGER_EVENTS_PER_MINUTE: u32 = 120;
+
+/// The two clocks at one moment, read by the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Now {
+    /// Monotonic, from any fixed start.
+    pub monotonic: Duration,
+    /// Unix time in milliseconds, for people.
+    pub unix_ms: u64,
+}
+
+impl Now {
+    fn unix_secs(self) -> u64 {
+        self.unix_ms / 1_000
+    }
+}
+
+/// One accepted TCP connection; never reused while the head runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnectionId(pub u64);
+
+/// What the registry wants done.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Output {
+    /// Write this record; what follows waits for it.
+    Persist(Box<Record>),
+    /// Write this record when convenient; losing it loses no promise.
+    PersistLazily(Box<Record>),
+    /// Remove a machine.
+    Forget(Mac),
+    /// Add to the event log.
+    Event {
+        /// About whom; `None` for the head itself.
+        mac: Option<Mac>,
+        /// Name or MAC at that time.
+        name: String,
+        /// Kind, kebab-case.
+        kind: &'static str,
+        /// Plain words.
+        text: String,
+    },
+    /// Send over a node's connection.
+    Send {
+        /// Which.
+        connection: ConnectionId,
+        /// What.
+        message: ToNode,
+    },
+    /// Close a connection behind everything sent.
+    Close {
+        /// Which.
+        connection: ConnectionId,
+    },
+    /// Broadcast a Wake-on-LAN packet.
+    Wake(Mac),
+}
+
+/// The state machine.
+pub struct Registry {
+    groups: BTreeMap<String, Group>,
+    unknown: Unknown,
+    machines: BTreeMap<Mac, Machine>,
+    connections: BTreeMap<ConnectionId, Mac>,
+    outputs: VecDeque<Output>,
+    strangers: usize,
+    stranger_minute: u64,
+    stranger_events: u32,
+}
+
+impl Registry {
+    /// Starts from what the database held. Machines that were `up` or `booting` stay so for a grace time.
+    pub fn new(config: &Config, records: Vec<Record>, now: Now) -> Self {
+        let grace = |state| match state {
+            NodeState::Booting => BOOT_PATIENCE,
+            _ => RESTART_GRACE,
+        };
+        let machines: BTreeMap<Mac, Machine> = records
+            .into_iter()
+            .map(|record| {
+                (
+                    record.mac,
+                    Machine::new(record.clone(), now.monotonic, grace(record.state)),
+                )
+            })
+            .collect();
+        let strangers = machines.values().filter(|machine| machine.is_stranger()).count();
+        Self {
+            groups: config.groups.clone(),
+            unknown: config.unknown.clone(),
+            machines,
+            connections: BTreeMap::new(),
+            outputs: VecDeque::new(),
+            strangers,
+            stranger_minute: 0,
+            stranger_events: 0,
+        }
+    }
+
+    /// Next thing to do, in order; `None` when all is done.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Registry::handle_deadline`] has something to do; computed from the state.
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.machines
+            .values()
+            .filter_map(|machine| self.deadline(machine))
+            .min()
+    }
+
+    /// Acts on every deadline that has passed. Late and early calls are harmless.
+    pub fn handle_deadline(&mut self, now: Now) {
+        let due: Vec<Mac> = self
+            .machines
+            .iter()
+            .filter(|(_, machine)| {
+                self.deadline(machine)
+                    .is_some_and(|deadline| deadline <= now.monotonic)
+            })
+            .map(|(mac, _)| *mac)
+            .collect();
+        for mac in due {
+            let Some(machine) = self.machines.get(&mac) else {
+                continue;
+            };
+            let silent = now.monotonic.saturating_sub(machine.heard).as_secs();
+            let (state, reason) = match machine.record.state {
+                NodeState::GoingHome => (
+                    NodeState::Home,
+                    "left the cluster; its firmware has not asked this head for a boot".to_owned(),
+                ),
+                NodeState::Booting => (
+                    NodeState::Lost,
+                    format!("did not join within {silent} s of its boot"),
+                ),
+                _ => (NodeState::Lost, format!("nothing heard of it for {silent} s")),
+            };
+            self.change_state(now, mac, state, reason);
+            self.persist(mac);
+        }
+    }
+
+    fn deadline(&self, machine: &Machine) -> Option<Duration> {
+        let base = machine.heard;
+        match machine.record.state {
+            NodeState::Up | NodeState::Booting => Some(base + machine.grace),
+            NodeState::GoingHome => Some(base + self.patience(machine) + REBOOT_PATIENCE),
+            _ => None,
+        }
+    }
+
+    /// The record of a machine.
+    pub fn record(&self, mac: Mac) -> Option<&Record> {
+        self.machines.get(&mac).map(|machine| &machine.record)
+    }
+
+    /// The group a machine boots in, whether by adoption, by a `match` of the configuration or because strangers
+    /// may boot; with the group's name.
+    pub fn group_of(&self, record: &Record) -> Option<(&str, &Group)> {
+        let by_name = |name: &str| {
+            self.groups
+                .get_key_value(name)
+                .map(|(name, group)| (name.as_str(), group))
+        };
+        if let Some(name) = &record.group {
+            return by_name(name);
+        }
+        let matched = self
+            .groups
+            .iter()
+            .find(|(_, group)| {
+                group
+                    .matches
+                    .iter()
+                    .any(|pattern| pattern_matches(pattern, record))
+            })
+            .map(|(name, group)| (name.as_str(), group));
+        matched.or_else(|| match &self.unknown {
+            Unknown::Boot { group } => by_name(group),
+            Unknown::Wait => None,
+        })
+    }
+
+    /// The group a machine that was never heard of would boot in.
+    pub fn group_of_stranger(&self, mac: Mac) -> Option<(&str, &Group)> {
+        self.group_of(&Record::seen(mac, 0))
+    }
+
+    fn patience(&self, machine: &Machine) -> Duration {
+        self.group_of(&machine.record)
+            .map_or(Duration::from_secs(60), |(_, group)| group.patience)
+    }
+
+    /// Says something about the head itself.
+    pub fn note(&mut self, kind: &'static str, text: String) {
+        self.outputs.push_back(Output::Event {
+            mac: None,
+            name: String::new(),
+            kind,
+            text,
+        });
+    }
+
+    /// Says something about a machine; strangers have a budget.
+    fn event(&mut self, now: Now, mac: Mac, kind: &'static str, text: String) {
+        let Some(machine) = self.machines.get(&mac) else {
+            return;
+        };
+        let name = machine.record.name.clone().unwrap_or_default();
+        if machine.record.group.is_none() {
+            let minute = now.unix_secs() / 60;
+            if minute != self.stranger_minute {
+                (self.stranger_minute, self.stranger_events) = (minute, 0);
+            }
+            self.stranger_events += 1;
+            if self.stranger_events > STRANGER_EVENTS_PER_MINUTE {
+                return;
+            }
+        }
+        self.outputs.push_back(Output::Event {
+            mac: Some(mac),
+            name,
+            kind,
+            text,
+        });
+    }
+
+    /// Enters a state. The same state again only changes the reason; nothing is written here.
+    fn change_state(&mut self, now: Now, mac: Mac, state: NodeState, reason: String) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        let record = &mut machine.record;
+        let changed = record.state != state;
+        if changed {
+            record.state = state;
+            record.since = now.unix_secs();
+        }
+        if !changed && record.reason == reason {
+            return;
+        }
+        record.reason.clone_from(&reason);
+        if changed {
+            let text = format!("{} is {}: {reason}", record.label(), state_word(state));
+            self.event(now, mac, "state", text);
+        }
+    }
+
+    fn persist(&mut self, mac: Mac) {
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.stale = false;
+            self.outputs
+                .push_back(Output::Persist(Box::new(machine.record.clone())));
+        }
+    }
+
+    /// Queues what may be written late: records in which only the last sighting changed. Called now and then.
+    pub fn flush_lazily(&mut self) {
+        for machine in self.machines.values_mut().filter(|machine| machine.stale) {
+            machine.stale = false;
+            self.outputs
+                .push_back(Output::PersistLazily(Box::new(machine.record.clone())));
+        }
+    }
+
+    /// Finds or adds a machine that was heard of; whether it is new. When there are too many strangers and all of
+    /// them are connected, it is not added.
+    fn meet(&mut self, now: Now, mac: Mac) -> bool {
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.record.last_seen = now.unix_secs();
+            machine.stale = true;
+            if machine.record.state == NodeState::Seen {
+                self.welcome_stranger(now, mac);
+            }
+            return false;
+        }
+        if self.strangers >= MAX_STRANGERS && !self.evict_stranger() {
+            return false;
+        }
+        let record = Record::seen(mac, now.unix_secs());
+        self.machines
+            .insert(mac, Machine::new(record, now.monotonic, LOST_AFTER));
+        self.strangers += 1;
+        self.welcome_stranger(now, mac);
+        true
+    }
+
+    /// A machine that a group's `match` or `unknown = "boot"` takes in needs no adoption.
+    fn welcome_stranger(&mut self, now: Now, mac: Mac) {
+        let group = self
+            .machines
+            .get(&mac)
+            .and_then(|machine| self.group_of(&machine.record));
+        if let Some(reason) = group.map(|(group, _)| format!("head.toml puts it into group {group}")) {
+            self.change_state(now, mac, NodeState::Known, reason);
+        }
+    }
+
+    fn evict_stranger(&mut self) -> bool {
+        let oldest = self
+            .machines
+            .iter()
+            .filter(|(_, machine)| machine.is_stranger() && machine.connection.is_none())
+            .min_by_key(|(_, machine)| machine.record.last_seen)
+            .map(|(mac, _)| *mac);
+        let Some(mac) = oldest else { return false };
+        self.machines.remove(&mac);
+        self.strangers -= 1;
+        self.outputs.push_back(Output::Forget(mac));
+        true
+    }
+}
+
+fn pattern_matches(pattern: &Pattern, record: &Record) -> bool {
+    match pattern {
+        Pattern::Mac(glob) => glob_matches(glob, &record.mac.to_string()),
+        Pattern::Uuid(uuid) => record.uuid.as_ref() == Some(uuid),
+        Pattern::Address(address) => record.address == Some(*address),
+        Pattern::Name(glob) => record.name.as_ref().is_some_and(|name| glob_matches(glob, name)),
+    }
+}
+
+/// Bounds a text that a stranger chose, and takes control characters out of it.
+fn tame(text: &str, limit: usize) -> String {
+    let mut out = String::new();
+    for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
+        if out.len() + c.len_utf8() > limit {
+            break;
+        }
+        out.push(c);
+    }
+    out.trim().to_owned()
+}
+
+/// The address as text, or nothing.
+fn address_text(address: Option<Ipv4Addr>) -> Option<String> {
+    address.map(|address| address.to_string())
+}
+
+#[cfg(test)]
+mod tests;

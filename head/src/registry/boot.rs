@@ -1,0 +1,162 @@
+//! What the boot server saw of a machine. Must not decide anything: it only keeps what was decided.
+
+use std::net::Ipv4Addr;
+
+use cid_protocol::api::NodeState;
+
+use super::{BOOT_PATIENCE, Now, Registry, tame};
+use crate::mac::Mac;
+
+/// What firmware said of its machine; empty fields were not said.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Firmware {
+    /// SMBIOS UUID from option 97, lower-case.
+    pub uuid: Option<String>,
+    /// `bios`, `uefi-x64`, …
+    pub firmware: Option<String>,
+    /// `pxe-bios`, `pxe-uefi`, …
+    pub door: Option<String>,
+}
+
+/// What a machine was told, in three kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Boot this image.
+    Boot,
+    /// Go to your own disk.
+    LocalDisk,
+    /// An address at most.
+    Nothing,
+}
+
+/// Something the boot server saw.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Observation {
+    /// A DHCP message of whatever runs on the machine (Windows, Linux): it is alive.
+    Heard,
+    /// Firmware or iPXE asks for a boot: a boot session begins. Repeats before the script are one session.
+    SessionStarted(Firmware),
+    /// It was given an address.
+    Leased(Ipv4Addr),
+    /// The policy answered.
+    Decided {
+        /// What.
+        verdict: Verdict,
+        /// In plain words with the reason.
+        text: String,
+    },
+    /// A loader script is about to be handed out; fetched several times in one session it counts once.
+    ScriptHandedOut {
+        /// Image named in it.
+        image: String,
+    },
+}
+
+impl Registry {
+    /// Takes in what the boot server saw of `mac`.
+    pub fn handle_observation(&mut self, now: Now, mac: Mac, observation: Observation) {
+        let new = self.meet(now, mac);
+        if new {
+            let text = format!("{mac} was heard for the first time");
+            self.event(now, mac, "seen", text);
+        }
+        match observation {
+            Observation::Heard => {}
+            Observation::SessionStarted(firmware) => self.start_session(now, mac, firmware),
+            Observation::Leased(address) => self.take_address(mac, address),
+            Observation::Decided { verdict, text } => self.take_decision(now, mac, verdict, &text),
+            Observation::ScriptHandedOut { image } => return self.count_script(now, mac, image),
+        }
+        if new {
+            self.persist(mac);
+        }
+    }
+
+    fn start_session(&mut self, now: Now, mac: Mac, firmware: Firmware) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        let before = machine.record.clone();
+        let record = &mut machine.record;
+        record.uuid = firmware.uuid.map(|text| tame(&text, 36)).or(record.uuid.take());
+        record.firmware = firmware
+            .firmware
+            .map(|text| tame(&text, 32))
+            .or(record.firmware.take());
+        record.door = firmware.door.map(|text| tame(&text, 32)).or(record.door.take());
+        record.session_counted = false;
+        machine.decision_logged = false;
+        if matches!(before.state, NodeState::Up | NodeState::Lost | NodeState::Booting) {
+            // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
+            // packet with this MAC, the next pulse puts the row right.
+            self.change_state(
+                now,
+                mac,
+                NodeState::Known,
+                "its firmware asks for a boot".to_owned(),
+            );
+        }
+        let changed = self.machines.get(&mac).is_some_and(|machine| {
+            let record = &machine.record;
+            record.uuid != before.uuid
+                || record.firmware != before.firmware
+                || record.door != before.door
+                || record.state != before.state
+                || before.session_counted
+        });
+        if changed {
+            self.persist(mac);
+        }
+    }
+
+    fn take_address(&mut self, mac: Mac, address: Ipv4Addr) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        if machine.record.address != Some(address) {
+            machine.record.address = Some(address);
+            self.persist(mac);
+        }
+    }
+
+    fn take_decision(&mut self, now: Now, mac: Mac, verdict: Verdict, text: &str) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        let text = tame(text, 300);
+        let changed = machine.record.decision.as_deref() != Some(&text);
+        let log = changed || !machine.decision_logged;
+        machine.decision_logged = true;
+        machine.record.decision = Some(text.clone());
+        let state = machine.record.state;
+        if log {
+            self.event(now, mac, "decision", text.clone());
+        }
+        // A machine nobody adopted stays `seen` whatever it is told.
+        let sent_home = verdict == Verdict::LocalDisk && !matches!(state, NodeState::Seen | NodeState::Up);
+        if sent_home {
+            self.change_state(now, mac, NodeState::Home, text);
+        }
+        if changed || (sent_home && state != NodeState::Home) {
+            self.persist(mac);
+        }
+    }
+
+    /// Counts a loader script once per boot session. The record is written before the script leaves.
+    fn count_script(&mut self, now: Now, mac: Mac, image: String) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        if machine.record.session_counted {
+            return;
+        }
+        machine.record.session_counted = true;
+        machine.record.failed_boots = machine.record.failed_boots.saturating_add(1);
+        machine.record.image = Some(tame(&image, 64));
+        machine.heard = now.monotonic;
+        machine.grace = BOOT_PATIENCE;
+        let text = format!("was handed the loader script of image {}", tame(&image, 64));
+        self.change_state(now, mac, NodeState::Booting, text);
+        self.persist(mac);
+    }
+}

@@ -1,0 +1,150 @@
+//! One machine: what is kept of it for ever, and what is known only while the head runs.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use cid_protocol::api::NodeState;
+use cid_protocol::node::{Hardware, Load};
+
+use crate::mac::Mac;
+
+/// What is kept of a machine in the database.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// Boot NIC's MAC: the machine's identity.
+    pub mac: Mac,
+    /// SMBIOS UUID, lower-case.
+    pub uuid: Option<String>,
+    /// Vendor and product.
+    pub product: Option<String>,
+    /// Firmware as it announced itself.
+    pub firmware: Option<String>,
+    /// Door of the last boot.
+    pub door: Option<String>,
+    /// Address it was last given.
+    pub address: Option<Ipv4Addr>,
+    /// Name given by adoption.
+    pub name: Option<String>,
+    /// Group given by adoption.
+    pub group: Option<String>,
+    /// Unix seconds.
+    pub first_seen: u64,
+    /// Unix seconds.
+    pub last_seen: u64,
+    /// Last boot decision with its reason, in plain words.
+    pub decision: Option<String>,
+    /// Why it must not be booted until `cidctl wake`; `None` when it may be.
+    pub hold: Option<String>,
+    /// Boot sessions that were handed a loader script since it was last up.
+    pub failed_boots: u32,
+    /// Whether the boot session under way has been counted in `failed_boots`.
+    pub session_counted: bool,
+    /// State.
+    pub state: NodeState,
+    /// Why, in plain words.
+    pub reason: String,
+    /// Unix seconds.
+    pub since: u64,
+    /// Drawn by the node once per boot.
+    pub boot_id: Option<String>,
+    /// Image of the last boot.
+    pub image: Option<String>,
+    /// Reported when it joined last.
+    pub hardware: Option<Box<Hardware>>,
+}
+
+impl Record {
+    /// A machine that was just heard for the first time.
+    pub fn seen(mac: Mac, unix_secs: u64) -> Self {
+        Self {
+            mac,
+            uuid: None,
+            product: None,
+            firmware: None,
+            door: None,
+            address: None,
+            name: None,
+            group: None,
+            first_seen: unix_secs,
+            last_seen: unix_secs,
+            decision: None,
+            hold: None,
+            failed_boots: 0,
+            session_counted: false,
+            state: NodeState::Seen,
+            reason: "not adopted; `cidctl adopt` takes it in".to_owned(),
+            since: unix_secs,
+            boot_id: None,
+            image: None,
+            hardware: None,
+        }
+    }
+
+    /// Its name, or its MAC while it has none.
+    pub fn label(&self) -> String {
+        self.name.clone().unwrap_or_else(|| self.mac.to_string())
+    }
+}
+
+/// A machine in memory.
+#[derive(Debug, Clone)]
+pub(super) struct Machine {
+    pub(super) record: Record,
+    /// Connection it speaks over.
+    pub(super) connection: Option<super::ConnectionId>,
+    /// Last sign of life of the node software (message or beacon), on the monotonic clock. While `Up`, the
+    /// machine is `Lost` at `heard + grace`; while `Booting` or `GoingHome` the times below count from it.
+    pub(super) heard: Duration,
+    /// How long silence is borne from `heard` on.
+    pub(super) grace: Duration,
+    pub(super) load: Option<Load>,
+    /// The decision of this boot session is in the event log already.
+    pub(super) decision_logged: bool,
+    /// `record` differs from what was last written, in what may be lost.
+    pub(super) stale: bool,
+}
+
+impl Machine {
+    pub(super) fn new(record: Record, heard: Duration, grace: Duration) -> Self {
+        Self {
+            record,
+            connection: None,
+            heard,
+            grace,
+            load: None,
+            decision_logged: false,
+            stale: false,
+        }
+    }
+
+    /// Nobody adopted it: it counts against the limit of strangers.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.record.group.is_none()
+    }
+}
+
+/// The word of a state, as in the API and the database.
+pub fn state_word(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Seen => "seen",
+        NodeState::Known => "known",
+        NodeState::Booting => "booting",
+        NodeState::Up => "up",
+        NodeState::GoingHome => "going-home",
+        NodeState::Home => "home",
+        NodeState::Lost => "lost",
+        NodeState::Refused => "refused",
+    }
+}
+
+/// Every state, in the order of the API's documentation.
+pub const STATES: [NodeState; 8] = [
+    NodeState::Seen,
+    NodeState::Known,
+    NodeState::Booting,
+    NodeState::Up,
+    NodeState::GoingHome,
+    NodeState::Home,
+    NodeState::Lost,
+    NodeState::Refused,
+];

@@ -1,0 +1,231 @@
+//! What the node software says: hello, pulse, going home, beacons. Must trust nothing in it beyond the machine's
+//! own row.
+
+use std::net::Ipv4Addr;
+
+use cid_protocol::api::NodeState;
+use cid_protocol::node::{Hello, Load, NODE_PROTOCOL_VERSION, ToNode, Welcome};
+
+use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, tame};
+use crate::mac::Mac;
+
+impl Registry {
+    /// A node asks to join over `connection` from `address`. The answer is a [`Output::Send`].
+    pub fn handle_hello(&mut self, now: Now, connection: ConnectionId, address: Ipv4Addr, hello: Hello) {
+        let Some(mac) = self.identify(&hello, address) else {
+            let text = "this machine is not adopted; `cidctl adopt` takes it in".to_owned();
+            return self.refuse(connection, text);
+        };
+        if hello.version != NODE_PROTOCOL_VERSION {
+            let text = format!(
+                "its node software speaks version {} of the messages, this head {NODE_PROTOCOL_VERSION}; rebuild the image with this head's cidbuild",
+                hello.version
+            );
+            self.change_state(now, mac, NodeState::Refused, text.clone());
+            self.persist(mac);
+            return self.refuse(connection, text);
+        }
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        if let Some(old) = machine.connection.replace(connection)
+            && old != connection
+        {
+            self.connections.remove(&old);
+            self.outputs.push_back(Output::Close { connection: old });
+        }
+        self.connections.insert(connection, mac);
+        machine.heard = now.monotonic;
+        machine.grace = LOST_AFTER;
+        let record = &mut machine.record;
+        let boot_id = tame(&hello.boot_id, 64);
+        let same_boot = record.boot_id.as_ref() == Some(&boot_id);
+        record.boot_id = Some(boot_id);
+        record.image = Some(tame(&hello.image, 64));
+        record.door = Some(tame(&hello.door, 32))
+            .filter(|door| !door.is_empty())
+            .or(record.door.take());
+        record.address = Some(address);
+        record.last_seen = now.unix_secs();
+        record.failed_boots = 0;
+        if !hello.hardware.uuid.is_empty() {
+            record.uuid = Some(tame(&hello.hardware.uuid.to_ascii_lowercase(), 36));
+        }
+        record.product = Some(tame(&hello.hardware.product, 128)).filter(|product| !product.is_empty());
+        record.hardware = Some(Box::new(tame_hardware(hello.hardware)));
+        let hold = record.hold.clone();
+        let (group, patience, bail_out) = match self.group_of(&self.machines[&mac].record) {
+            Some((name, group)) => (
+                name.to_owned(),
+                group.patience.as_secs(),
+                group.bail_out.as_secs(),
+            ),
+            None => return,
+        };
+        match &hold {
+            // It is back from a boot that was under way when it was released, or the release did not reach it.
+            Some(reason) => self.change_state(now, mac, NodeState::GoingHome, reason.clone()),
+            None if same_boot => {
+                self.change_state(now, mac, NodeState::Up, "joined; found its head again".to_owned())
+            }
+            None => self.change_state(now, mac, NodeState::Up, "joined".to_owned()),
+        }
+        self.persist(mac);
+        let name = self.machines[&mac].record.label();
+        let welcome = Welcome {
+            name,
+            group,
+            time_unix_ms: now.unix_ms,
+            bail_out_secs: bail_out,
+            patience_secs: patience,
+        };
+        self.outputs.push_back(Output::Send {
+            connection,
+            message: ToNode::Welcome(welcome),
+        });
+        if let Some(reason) = hold {
+            let message = ToNode::Release {
+                patience_secs: patience,
+                reason,
+            };
+            self.outputs.push_back(Output::Send { connection, message });
+        }
+    }
+
+    /// By the MACs of its links, the one in use first; else by the address it was given.
+    fn identify(&self, hello: &Hello, address: Ipv4Addr) -> Option<Mac> {
+        let links = &hello.hardware.links;
+        let in_use = links.iter().filter(|link| link.in_use);
+        let others = links.iter().filter(|link| !link.in_use);
+        let accepted = |mac: &Mac| {
+            self.machines
+                .get(mac)
+                .is_some_and(|machine| self.group_of(&machine.record).is_some())
+        };
+        in_use
+            .chain(others)
+            .filter_map(|link| link.mac.parse().ok())
+            .find(accepted)
+            .or_else(|| {
+                let holders = self
+                    .machines
+                    .iter()
+                    .filter(|(_, machine)| machine.record.address == Some(address));
+                holders
+                    .max_by_key(|(_, machine)| machine.record.last_seen)
+                    .map(|(mac, _)| *mac)
+                    .filter(accepted)
+            })
+    }
+
+    fn refuse(&mut self, connection: ConnectionId, reason: String) {
+        self.outputs.push_back(Output::Send {
+            connection,
+            message: ToNode::Refused { reason },
+        });
+        self.outputs.push_back(Output::Close { connection });
+    }
+
+    /// A heartbeat; it is answered with the time.
+    pub fn handle_pulse(&mut self, now: Now, connection: ConnectionId, load: Load) {
+        let Some(mac) = self.connections.get(&connection).copied() else {
+            return;
+        };
+        let finite = load.load1.is_finite() && load.load1 >= 0.0;
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.load = finite.then_some(load);
+        }
+        self.hear(now, mac);
+        let revived = self.machines.get(&mac).is_some_and(|machine| {
+            let record = &machine.record;
+            machine.connection == Some(connection)
+                && record.hold.is_none()
+                && matches!(record.state, NodeState::Known | NodeState::Booting)
+        });
+        if revived {
+            if let Some(machine) = self.machines.get_mut(&mac) {
+                machine.record.failed_boots = 0;
+            }
+            self.change_state(now, mac, NodeState::Up, "it still speaks".to_owned());
+            self.persist(mac);
+        }
+        let message = ToNode::Pulse {
+            time_unix_ms: now.unix_ms,
+        };
+        self.outputs.push_back(Output::Send { connection, message });
+    }
+
+    /// A beacon came from `mac` in the boot `boot_id`.
+    pub fn handle_beacon(&mut self, now: Now, mac: Mac, boot_id: &str) {
+        if self
+            .machines
+            .get(&mac)
+            .is_some_and(|machine| machine.record.boot_id.as_deref() == Some(boot_id))
+        {
+            self.hear(now, mac);
+        }
+    }
+
+    fn hear(&mut self, now: Now, mac: Mac) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        machine.heard = now.monotonic;
+        machine.grace = LOST_AFTER;
+        machine.record.last_seen = now.unix_secs();
+        machine.stale = true;
+        if machine.record.state == NodeState::Lost {
+            self.change_state(now, mac, NodeState::Up, "heard again".to_owned());
+            self.persist(mac);
+        }
+    }
+
+    /// The node leaves by itself: a person, its own clock, an alarm. It is not booted again until `wake`: the one
+    /// who sat down at the PC has not finished when its own system has started.
+    pub fn handle_going_home(&mut self, now: Now, connection: ConnectionId, reason: &str) {
+        let Some(mac) = self.connections.get(&connection).copied() else {
+            return;
+        };
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        let reason = tame(reason, 200);
+        machine.heard = now.monotonic;
+        if machine.record.hold.is_none() {
+            machine.record.hold = Some(reason.clone());
+        }
+        self.change_state(now, mac, NodeState::GoingHome, reason);
+        self.persist(mac);
+    }
+
+    /// The connection is gone. The machine has [`LOST_AFTER`] from its last sign of life to come back.
+    pub fn handle_disconnect(&mut self, connection: ConnectionId) {
+        if let Some(mac) = self.connections.remove(&connection)
+            && let Some(machine) = self.machines.get_mut(&mac)
+            && machine.connection == Some(connection)
+        {
+            machine.connection = None;
+            machine.load = None;
+        }
+    }
+}
+
+/// Bounds every text and list of a report.
+fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::node::Hardware {
+    let short = |text: &mut String| *text = tame(text, 128);
+    short(&mut hardware.uuid);
+    short(&mut hardware.product);
+    short(&mut hardware.cpu_model);
+    hardware.block_devices.truncate(64);
+    hardware.block_devices.iter_mut().for_each(short);
+    hardware.links.truncate(32);
+    for link in &mut hardware.links {
+        short(&mut link.name);
+        short(&mut link.mac);
+        short(&mut link.driver);
+    }
+    if !hardware.uptime_secs.is_finite() {
+        hardware.uptime_secs = 0.0;
+    }
+    hardware
+}

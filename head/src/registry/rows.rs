@@ -1,0 +1,63 @@
+//! The registry as the control API shows it. Reads only.
+
+use std::collections::BTreeMap;
+
+use cid_protocol::api::{NodeRow, NodeState};
+
+use super::{Registry, STATES, address_text, state_word};
+use crate::mac::Mac;
+
+impl Registry {
+    /// Rows of the machines given, in the API's order: by name, unnamed ones by MAC behind them.
+    pub fn rows(&self, macs: &[Mac]) -> Vec<NodeRow> {
+        let mut rows: Vec<NodeRow> = macs.iter().filter_map(|mac| self.row(*mac)).collect();
+        rows.sort_by(|a, b| (a.name == a.mac, &a.name).cmp(&(b.name == b.mac, &b.name)));
+        rows
+    }
+
+    /// Every machine.
+    pub fn everyone(&self) -> Vec<Mac> {
+        self.machines.keys().copied().collect()
+    }
+
+    /// How many machines are in each state.
+    pub fn count_by_state(&self) -> BTreeMap<&'static str, usize> {
+        let mut counts: BTreeMap<&'static str, usize> =
+            STATES.iter().map(|state| (state_word(*state), 0)).collect();
+        for record in self.records() {
+            *counts.entry(state_word(record.state)).or_default() += 1;
+        }
+        counts
+    }
+
+    fn row(&self, mac: Mac) -> Option<NodeRow> {
+        let machine = self.machines.get(&mac)?;
+        let record = &machine.record;
+        let group = self.group_of(record);
+        let up = record.state == NodeState::Up;
+        Some(NodeRow {
+            name: record.label(),
+            group: group.map(|(name, _)| name.to_owned()).unwrap_or_default(),
+            state: record.state,
+            reason: record.reason.clone(),
+            since_unix: record.since,
+            address: address_text(record.address),
+            mac: mac.to_string(),
+            uuid: record.uuid.clone(),
+            product: record.product.clone(),
+            firmware: record.firmware.clone(),
+            cpus: record.hardware.as_ref().map_or(0, |hardware| hardware.cpus),
+            memory_kib: record.hardware.as_ref().map_or(0, |hardware| hardware.memory_kib),
+            load1: machine.load.filter(|_| up).map(|load| load.load1),
+            image: record
+                .image
+                .clone()
+                .filter(|_| up)
+                .or_else(|| group.map(|(_, group)| group.image.clone())),
+            door: record.door.clone(),
+            last_seen_unix: record.last_seen,
+            last_decision: record.decision.clone(),
+            hardware: record.hardware.as_deref().cloned(),
+        })
+    }
+}

@@ -1,0 +1,413 @@
+//! What survives the head: leases, machines, events, in one SQLite file. Must never acknowledge what is not on disk.
+//!
+//! One thread writes. It takes whatever is queued, puts it into one transaction, and completes everybody who waits
+//! once that is committed (WAL, `synchronous=FULL`: the log is synchronised before the commit returns). While the
+//! disk works the queue fills, so under load a commit carries many; one write alone waits for nobody.
+
+mod schema;
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use cid_protocol::api::Event;
+use nix::fcntl::{Flock, FlockArg};
+use rusqlite::{Connection, OpenFlags};
+use tokio::sync::oneshot;
+
+use crate::mac::Mac;
+use crate::registry::Record;
+
+/// File in the state folder.
+pub const FILE: &str = "cid.db";
+/// Requests that may wait for the disk.
+const QUEUE: usize = 8_192;
+/// Most requests in one transaction.
+const BATCH: usize = 1_024;
+/// How long what nobody waits for may stay in memory.
+const LAZY: Duration = Duration::from_secs(5);
+
+/// An address that was promised to a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Lease {
+    /// What the boot server knows the client by (its hardware address or client identifier).
+    pub client: Vec<u8>,
+    /// The address.
+    pub address: Ipv4Addr,
+    /// MAC the last request came from.
+    pub mac: Mac,
+    /// Unix seconds.
+    pub expires_unix: u64,
+    /// Name the client gave itself; may be empty.
+    pub host_name: String,
+}
+
+/// One change.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Write {
+    /// Insert or replace a machine.
+    Machine(Box<Record>),
+    /// Remove a machine.
+    ForgetMachine(Mac),
+    /// Insert or replace a lease; another client's lease of the same address goes.
+    Lease(Lease),
+    /// Remove a lease by its client.
+    ForgetLease(Vec<u8>),
+    /// Append an event; its `seq` is given by the database.
+    Event(Event),
+}
+
+/// Why the database cannot be used; each is one line with the remedy.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The folder or lock file cannot be made.
+    #[error(
+        "cannot use the state folder {path}: {source}; check `state_dir` in head.toml and its permissions"
+    )]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Another head holds it.
+    #[error("another cidhead runs on {0}; stop it first (`systemctl stop cidhead`)")]
+    Held(PathBuf),
+    /// A newer version wrote it.
+    #[error(
+        "{0} was written by a newer cidhead; install that version, or restore the copy made before the upgrade"
+    )]
+    Newer(PathBuf),
+    /// It is damaged.
+    #[error("{path} is damaged ({detail}); move it away to start empty, or restore a copy")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite found.
+        detail: String,
+    },
+    /// It cannot be opened or read.
+    #[error("cannot open {path}: {source}")]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What SQLite said.
+        source: rusqlite::Error,
+    },
+    /// Too much waits for the disk. Nothing was written.
+    #[error("the disk does not keep up: {QUEUE} writes are waiting")]
+    Overloaded,
+    /// A commit failed, or the writer is gone. Nothing of it was written.
+    #[error("cannot write the database: {0}")]
+    Commit(String),
+}
+
+/// What was on disk when it was opened.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Every machine.
+    pub machines: Vec<Record>,
+    /// Every lease, expired ones too.
+    pub leases: Vec<Lease>,
+}
+
+/// A write that is on its way. Dropping it does not undo the write.
+#[must_use = "nothing may be acknowledged before this says so"]
+pub struct Commit(oneshot::Receiver<Result<(), String>>);
+
+impl Commit {
+    /// Waits until the write is on disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Commit`]: it is not, and the caller must not acknowledge it.
+    pub async fn done(self) -> Result<(), StoreError> {
+        self.0
+            .await
+            .unwrap_or_else(|_| Err("the writer has stopped".to_owned()))
+            .map_err(StoreError::Commit)
+    }
+
+    /// The same from a thread without a runtime.
+    ///
+    /// # Errors
+    /// As [`Commit::done`].
+    pub fn wait(self) -> Result<(), StoreError> {
+        self.0
+            .blocking_recv()
+            .unwrap_or_else(|_| Err("the writer has stopped".to_owned()))
+            .map_err(StoreError::Commit)
+    }
+}
+
+struct Request {
+    writes: Vec<Write>,
+    done: Option<oneshot::Sender<Result<(), String>>>,
+}
+
+/// The open database. Clones share it; it closes when the last is gone.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    queue: Option<SyncSender<Request>>,
+    writer: Option<JoinHandle<()>>,
+    reader: Mutex<Connection>,
+    path: PathBuf,
+    _lock: Flock<File>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Closing the queue ends the writer once it has written everything.
+        self.queue = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+impl Store {
+    /// Opens or makes `cid.db` in `folder`, alone.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; nothing was changed but for a finished migration.
+    pub fn open(folder: &Path) -> Result<(Self, Contents), StoreError> {
+        let in_folder = |source| StoreError::Folder {
+            path: folder.to_owned(),
+            source,
+        };
+        std::fs::create_dir_all(folder).map_err(in_folder)?;
+        let lock_file = File::create(folder.join("cid.lock")).map_err(in_folder)?;
+        let lock = match Flock::lock(lock_file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => lock,
+            Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Err(StoreError::Held(folder.to_owned())),
+            Err((_, errno)) => return Err(in_folder(errno.into())),
+        };
+        let path = folder.join(FILE);
+        let mut writer = connect(&path)?;
+        prepare(&path, &mut writer)?;
+        let read = |source| StoreError::Open {
+            path: path.clone(),
+            source,
+        };
+        let contents = Contents {
+            machines: schema::machines(&writer).map_err(read)?,
+            leases: schema::leases(&writer).map_err(read)?,
+        };
+        let reader = connect(&path)?;
+        let (queue, requests) = sync_channel(QUEUE);
+        let thread = std::thread::Builder::new().name("store".to_owned());
+        let writer = thread
+            .spawn(move || write_loop(writer, &requests))
+            .map_err(in_folder)?;
+        let inner = Inner {
+            queue: Some(queue),
+            writer: Some(writer),
+            reader: Mutex::new(reader),
+            path,
+            _lock: lock,
+        };
+        Ok((
+            Self {
+                inner: Arc::new(inner),
+            },
+            contents,
+        ))
+    }
+
+    /// Queues changes as one unit, in order with all others, and says when they are on disk. Never blocks.
+    ///
+    /// # Errors
+    /// [`StoreError::Overloaded`]: nothing was queued.
+    pub fn submit(&self, writes: Vec<Write>) -> Result<Commit, StoreError> {
+        let (done, receiver) = oneshot::channel();
+        self.send(Request {
+            writes,
+            done: Some(done),
+        })?;
+        Ok(Commit(receiver))
+    }
+
+    /// Queues changes that nobody waits for; machines written again in the meantime are written once.
+    pub fn submit_lazily(&self, writes: Vec<Write>) {
+        // Lost on overload: that is what "lazily" allows.
+        let _ = self.send(Request { writes, done: None });
+    }
+
+    fn send(&self, request: Request) -> Result<(), StoreError> {
+        let Some(queue) = &self.inner.queue else {
+            return Err(StoreError::Overloaded);
+        };
+        queue.try_send(request).map_err(|error| match error {
+            TrySendError::Full(_) => StoreError::Overloaded,
+            TrySendError::Disconnected(_) => StoreError::Commit("the writer has stopped".to_owned()),
+        })
+    }
+
+    /// Events behind `after`, oldest first; with `after` absent the newest ones. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`]: the file cannot be read.
+    pub fn events(&self, after: Option<u64>, limit: u32) -> Result<Vec<Event>, StoreError> {
+        let reader = self
+            .inner
+            .reader
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let found = match after {
+            Some(after) => schema::events(&reader, after, limit),
+            None => schema::last_events(&reader, limit),
+        };
+        found.map_err(|source| StoreError::Open {
+            path: self.inner.path.clone(),
+            source,
+        })
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, StoreError> {
+    let flags =
+        OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let open = |source| classify(path, source);
+    let connection = Connection::open_with_flags(path, flags).map_err(open)?;
+    connection.busy_timeout(Duration::from_secs(5)).map_err(open)?;
+    connection
+        .pragma_update(None, "journal_mode", "WAL")
+        .map_err(open)?;
+    // FULL: the write-ahead log is synchronised at every commit, so a commit outlives a power cut.
+    connection
+        .pragma_update(None, "synchronous", "FULL")
+        .map_err(open)?;
+    Ok(connection)
+}
+
+fn classify(path: &Path, source: rusqlite::Error) -> StoreError {
+    match source.sqlite_error_code() {
+        Some(rusqlite::ErrorCode::NotADatabase | rusqlite::ErrorCode::DatabaseCorrupt) => {
+            StoreError::Damaged {
+                path: path.to_owned(),
+                detail: source.to_string(),
+            }
+        }
+        _ => StoreError::Open {
+            path: path.to_owned(),
+            source,
+        },
+    }
+}
+
+/// Checks for damage and brings the tables up to this version.
+fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
+    let verdict: String = connection
+        .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
+        .map_err(|error| classify(path, error))?;
+    if verdict != "ok" {
+        return Err(StoreError::Damaged {
+            path: path.to_owned(),
+            detail: verdict,
+        });
+    }
+    schema::migrations()
+        .to_latest(connection)
+        .map_err(|error| match error {
+            rusqlite_migration::Error::MigrationDefinition(
+                rusqlite_migration::MigrationDefinitionError::DatabaseTooFarAhead,
+            ) => StoreError::Newer(path.to_owned()),
+            rusqlite_migration::Error::RusqliteError { err, .. } => classify(path, err),
+            other => StoreError::Damaged {
+                path: path.to_owned(),
+                detail: other.to_string(),
+            },
+        })
+}
+
+fn write_loop(mut connection: Connection, requests: &Receiver<Request>) {
+    let mut lazy: BTreeMap<Mac, Box<Record>> = BTreeMap::new();
+    let mut lazy_due: Option<Instant> = None;
+    loop {
+        let wait = lazy_due.map_or(Duration::from_secs(3_600), |due| {
+            due.saturating_duration_since(Instant::now())
+        });
+        let mut batch = Vec::new();
+        let closed = match requests.recv_timeout(wait) {
+            Ok(request) => {
+                batch.push(request);
+                batch.extend(requests.try_iter().take(BATCH - 1));
+                false
+            }
+            Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        let mut writes = Vec::new();
+        let mut waiting = Vec::new();
+        for request in batch {
+            match request.done {
+                Some(done) => {
+                    // What is written now is newer than what waits in memory.
+                    for write in &request.writes {
+                        if let Write::Machine(record) = write {
+                            lazy.remove(&record.mac);
+                        } else if let Write::ForgetMachine(mac) = write {
+                            lazy.remove(mac);
+                        }
+                    }
+                    writes.extend(request.writes);
+                    waiting.push(done);
+                }
+                None => {
+                    for write in request.writes {
+                        match write {
+                            Write::Machine(record) => drop(lazy.insert(record.mac, record)),
+                            Write::ForgetMachine(mac) => {
+                                lazy.remove(&mac);
+                                writes.push(write);
+                            }
+                            other => writes.push(other),
+                        }
+                    }
+                    lazy_due.get_or_insert_with(|| Instant::now() + LAZY);
+                }
+            }
+        }
+        if closed || !waiting.is_empty() || lazy_due.is_some_and(|due| due <= Instant::now()) {
+            writes.extend(std::mem::take(&mut lazy).into_values().map(Write::Machine));
+            lazy_due = None;
+        }
+        if !writes.is_empty() || !waiting.is_empty() {
+            let result = commit(&mut connection, &writes).map_err(|error| error.to_string());
+            if let Err(error) = &result {
+                tracing::error!(%error, writes = writes.len(), "nothing of this batch is on disk");
+            }
+            for done in waiting {
+                let _ = done.send(result.clone());
+            }
+        }
+        if closed {
+            return;
+        }
+    }
+}
+
+fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    for write in writes {
+        match write {
+            Write::Machine(record) => schema::put_machine(&transaction, record)?,
+            Write::ForgetMachine(mac) => schema::forget_machine(&transaction, *mac)?,
+            Write::Lease(lease) => schema::put_lease(&transaction, lease)?,
+            Write::ForgetLease(client) => schema::forget_lease(&transaction, client)?,
+            Write::Event(event) => schema::put_event(&transaction, event)?,
+        }
+    }
+    transaction.commit()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,199 @@
+//! The tables, and rows to values and back. Must not open or write anything by itself.
+
+use std::net::Ipv4Addr;
+
+use cid_protocol::api::{Event, NodeState};
+use rusqlite::{Connection, Row, Transaction, named_params, params};
+use rusqlite_migration::{M, Migrations};
+
+use crate::mac::Mac;
+use crate::registry::{Record, STATES, state_word};
+use crate::store::Lease;
+
+/// Events kept; older ones make room.
+pub(super) const MAX_EVENTS: i64 = 100_000;
+
+/// Every step from an empty file to this version. Steps are added at the end, never changed.
+pub(super) fn migrations() -> Migrations<'static> {
+    Migrations::new(vec![M::up(
+        "CREATE TABLE lease (
+             client BLOB PRIMARY KEY,
+             address INTEGER NOT NULL UNIQUE,
+             mac BLOB NOT NULL,
+             expires_unix INTEGER NOT NULL,
+             host_name TEXT NOT NULL
+         ) STRICT;
+         CREATE TABLE machine (
+             mac BLOB PRIMARY KEY,
+             uuid TEXT, product TEXT, firmware TEXT, door TEXT,
+             address INTEGER,
+             name TEXT,
+             grp TEXT,
+             first_seen INTEGER NOT NULL, last_seen INTEGER NOT NULL,
+             decision TEXT,
+             hold TEXT,
+             failed_boots INTEGER NOT NULL,
+             session_counted INTEGER NOT NULL,
+             state TEXT NOT NULL, reason TEXT NOT NULL, since INTEGER NOT NULL,
+             boot_id TEXT, image TEXT,
+             hardware TEXT
+         ) STRICT;
+         CREATE TABLE event (
+             seq INTEGER PRIMARY KEY AUTOINCREMENT,
+             time_unix_ms INTEGER NOT NULL,
+             mac TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
+         ) STRICT;",
+    )])
+}
+
+pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
+    let hardware = record
+        .hardware
+        .as_ref()
+        .and_then(|hardware| serde_json::to_string(hardware).ok());
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO machine VALUES (:mac, :uuid, :product, :firmware, :door, :address, :name, :grp,
+             :first_seen, :last_seen, :decision, :hold, :failed_boots, :session_counted, :state, :reason, :since,
+             :boot_id, :image, :hardware)",
+        )?
+        .execute(named_params! {
+            ":mac": record.mac.0.as_slice(),
+            ":uuid": record.uuid, ":product": record.product, ":firmware": record.firmware, ":door": record.door,
+            ":address": record.address.map(Ipv4Addr::to_bits),
+            ":name": record.name, ":grp": record.group,
+            ":first_seen": record.first_seen as i64, ":last_seen": record.last_seen as i64,
+            ":decision": record.decision, ":hold": record.hold,
+            ":failed_boots": record.failed_boots, ":session_counted": record.session_counted,
+            ":state": state_word(record.state), ":reason": record.reason, ":since": record.since as i64,
+            ":boot_id": record.boot_id, ":image": record.image, ":hardware": hardware,
+        })?;
+    Ok(())
+}
+
+pub(super) fn forget_machine(transaction: &Transaction<'_>, mac: Mac) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM machine WHERE mac = ?1")?
+        .execute([mac.0.as_slice()])?;
+    Ok(())
+}
+
+pub(super) fn put_lease(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO lease VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![
+            lease.client,
+            lease.address.to_bits(),
+            lease.mac.0.as_slice(),
+            lease.expires_unix as i64,
+            lease.host_name
+        ])?;
+    Ok(())
+}
+
+pub(super) fn forget_lease(transaction: &Transaction<'_>, client: &[u8]) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("DELETE FROM lease WHERE client = ?1")?
+        .execute([client])?;
+    Ok(())
+}
+
+pub(super) fn put_event(transaction: &Transaction<'_>, event: &Event) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached(
+            "INSERT INTO event (time_unix_ms, mac, name, kind, text) VALUES (?1, ?2, ?3, ?4, ?5)",
+        )?
+        .execute(params![
+            event.time_unix_ms as i64,
+            event.mac,
+            event.name,
+            event.kind,
+            event.text
+        ])?;
+    let seq = transaction.last_insert_rowid();
+    if seq % 512 == 0 {
+        transaction.execute("DELETE FROM event WHERE seq <= ?1", [seq - MAX_EVENTS])?;
+    }
+    Ok(())
+}
+
+pub(super) fn machines(connection: &Connection) -> rusqlite::Result<Vec<Record>> {
+    let mut statement = connection.prepare("SELECT * FROM machine ORDER BY mac")?;
+    statement.query_map([], machine_of)?.collect()
+}
+
+pub(super) fn leases(connection: &Connection) -> rusqlite::Result<Vec<Lease>> {
+    let mut statement = connection.prepare("SELECT * FROM lease ORDER BY address")?;
+    let lease_of = |row: &Row<'_>| {
+        Ok(Lease {
+            client: row.get("client")?,
+            address: Ipv4Addr::from_bits(row.get("address")?),
+            mac: Mac(row.get("mac")?),
+            expires_unix: unsigned(row, "expires_unix")?,
+            host_name: row.get("host_name")?,
+        })
+    };
+    statement.query_map([], lease_of)?.collect()
+}
+
+pub(super) fn events(connection: &Connection, after: u64, limit: u32) -> rusqlite::Result<Vec<Event>> {
+    let mut statement =
+        connection.prepare_cached("SELECT * FROM event WHERE seq > ?1 ORDER BY seq LIMIT ?2")?;
+    statement
+        .query_map(params![i64::try_from(after).unwrap_or(i64::MAX), limit], event_of)?
+        .collect()
+}
+
+/// The newest ones, oldest first.
+pub(super) fn last_events(connection: &Connection, limit: u32) -> rusqlite::Result<Vec<Event>> {
+    let mut statement = connection
+        .prepare_cached("SELECT * FROM (SELECT * FROM event ORDER BY seq DESC LIMIT ?1) ORDER BY seq")?;
+    statement.query_map([limit], event_of)?.collect()
+}
+
+fn event_of(row: &Row<'_>) -> rusqlite::Result<Event> {
+    Ok(Event {
+        seq: unsigned(row, "seq")?,
+        time_unix_ms: unsigned(row, "time_unix_ms")?,
+        mac: row.get("mac")?,
+        name: row.get("name")?,
+        kind: row.get("kind")?,
+        text: row.get("text")?,
+    })
+}
+
+fn machine_of(row: &Row<'_>) -> rusqlite::Result<Record> {
+    let state: String = row.get("state")?;
+    let hardware: Option<String> = row.get("hardware")?;
+    Ok(Record {
+        mac: Mac(row.get("mac")?),
+        uuid: row.get("uuid")?,
+        product: row.get("product")?,
+        firmware: row.get("firmware")?,
+        door: row.get("door")?,
+        address: row.get::<_, Option<u32>>("address")?.map(Ipv4Addr::from_bits),
+        name: row.get("name")?,
+        group: row.get("grp")?,
+        first_seen: unsigned(row, "first_seen")?,
+        last_seen: unsigned(row, "last_seen")?,
+        decision: row.get("decision")?,
+        hold: row.get("hold")?,
+        failed_boots: row.get("failed_boots")?,
+        session_counted: row.get("session_counted")?,
+        // A state that a later version removed: the machine is known, the next packet says what it is.
+        state: STATES
+            .into_iter()
+            .find(|known| state_word(*known) == state)
+            .unwrap_or(NodeState::Known),
+        reason: row.get("reason")?,
+        since: unsigned(row, "since")?,
+        boot_id: row.get("boot_id")?,
+        image: row.get("image")?,
+        // A report of an earlier shape is not worth refusing the machine for.
+        hardware: hardware.and_then(|text| serde_json::from_str(&text).ok()),
+    })
+}
+
+fn unsigned(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
+    Ok(row.get::<_, i64>(column)?.max(0).cast_unsigned())
+}

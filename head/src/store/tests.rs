@@ -1,0 +1,194 @@
+//! What was acknowledged is there again, whatever happened to the process; what cannot be used says why.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use cid_protocol::api::NodeState;
+
+use super::*;
+
+fn lease(number: u32) -> Lease {
+    let [_, b, c, d] = number.to_be_bytes();
+    Lease {
+        client: number.to_be_bytes().to_vec(),
+        address: Ipv4Addr::new(10, b, c, d),
+        mac: Mac([0x52, 0x54, 0, b, c, d]),
+        expires_unix: 1_800_000_000,
+        host_name: format!("pc{number}"),
+    }
+}
+
+fn record(number: u8) -> Record {
+    let mut record = Record::seen(Mac([0x52, 0x54, 0, 0, 0, number]), 1_700_000_000);
+    record.address = Some(Ipv4Addr::new(10, 77, 0, number));
+    record.state = NodeState::GoingHome;
+    record.hold = Some("released".into());
+    record.failed_boots = 2;
+    record.hardware = Some(Box::default());
+    record
+}
+
+#[test]
+fn everything_comes_back_as_it_was() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, contents) = Store::open(folder.path()).unwrap();
+    assert!(contents.machines.is_empty() && contents.leases.is_empty());
+    let event = Event {
+        seq: 0,
+        time_unix_ms: 5,
+        mac: String::new(),
+        name: String::new(),
+        kind: "k".into(),
+        text: "t".into(),
+    };
+    let writes = vec![
+        Write::Machine(Box::new(record(1))),
+        Write::Lease(lease(7)),
+        Write::Event(event.clone()),
+    ];
+    store.submit(writes).unwrap().wait().unwrap();
+    store
+        .submit(vec![Write::Event(event), Write::ForgetLease(lease(9).client)])
+        .unwrap()
+        .wait()
+        .unwrap();
+    assert_eq!(
+        store
+            .events(None, 10)
+            .unwrap()
+            .iter()
+            .map(|event| event.seq)
+            .collect::<Vec<_>>(),
+        [1, 2]
+    );
+    assert_eq!(store.events(Some(1), 10).unwrap().len(), 1);
+    drop(store);
+    let (_store, contents) = Store::open(folder.path()).unwrap();
+    assert_eq!(contents.machines, [record(1)]);
+    assert_eq!(contents.leases, [lease(7)]);
+}
+
+#[test]
+fn an_address_has_one_lease() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path()).unwrap();
+    let second = Lease {
+        client: vec![9],
+        ..lease(7)
+    };
+    store
+        .submit(vec![Write::Lease(lease(7)), Write::Lease(second.clone())])
+        .unwrap()
+        .wait()
+        .unwrap();
+    drop(store);
+    assert_eq!(Store::open(folder.path()).unwrap().1.leases, [second]);
+}
+
+#[test]
+fn late_writes_are_there_after_a_clean_stop_and_never_overtake() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, _) = Store::open(folder.path()).unwrap();
+    let mut newer = record(1);
+    newer.last_seen += 100;
+    store.submit_lazily(vec![Write::Machine(Box::new(record(1)))]);
+    store
+        .submit(vec![Write::Machine(Box::new(newer.clone()))])
+        .unwrap()
+        .wait()
+        .unwrap();
+    store.submit_lazily(vec![Write::Machine(Box::new(record(2)))]);
+    drop(store);
+    assert_eq!(Store::open(folder.path()).unwrap().1.machines, [newer, record(2)]);
+}
+
+#[test]
+fn one_head_per_state_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let _first = Store::open(folder.path()).unwrap();
+    let error = Store::open(folder.path()).err().unwrap();
+    assert!(
+        error.to_string().starts_with("another cidhead runs on "),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_newer_database_and_a_damaged_one_are_refused_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    drop(Store::open(folder.path()).unwrap());
+    let connection = Connection::open(folder.path().join(FILE)).unwrap();
+    connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(connection);
+    let error = Store::open(folder.path()).err().unwrap().to_string();
+    assert!(
+        error.contains("newer cidhead") && !error.contains('\n'),
+        "{error}"
+    );
+
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join(FILE), [b'x'; 8_192]).unwrap();
+    let error = Store::open(folder.path()).err().unwrap().to_string();
+    assert!(error.contains("damaged") && !error.contains('\n'), "{error}");
+}
+
+/// The child half of the next test: commits leases one by one and prints each number once it is acknowledged.
+#[test]
+fn child_that_commits_until_killed() {
+    let Ok(folder) = std::env::var("CID_TEST_STORE") else {
+        return;
+    };
+    let (store, contents) = Store::open(Path::new(&folder)).unwrap();
+    let first = contents.leases.len() as u32;
+    // Eight in flight, so that commits carry several.
+    let mut flying: std::collections::VecDeque<(u32, Commit)> = std::collections::VecDeque::new();
+    for number in first.. {
+        flying.push_back((number, store.submit(vec![Write::Lease(lease(number))]).unwrap()));
+        if flying.len() == 8 {
+            let (number, commit) = flying.pop_front().unwrap();
+            commit.wait().unwrap();
+            println!("acknowledged {number}");
+        }
+    }
+}
+
+#[test]
+fn kill_9_loses_nothing_that_was_acknowledged() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut expected = 0;
+    for round in 0..10 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "store::tests::child_that_commits_until_killed",
+                "--exact",
+                "--nocapture",
+            ])
+            .env("CID_TEST_STORE", folder.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let mut last = None;
+        let numbers = lines
+            .map_while(Result::ok)
+            .filter_map(|line| line.strip_prefix("acknowledged ")?.parse().ok());
+        for (count, number) in numbers.enumerate() {
+            last = Some(number);
+            // Killed at another moment in each round; the pipe is read to its end, so every acknowledgement counts.
+            if count == 20 + round * 7 {
+                child.kill().unwrap();
+            }
+        }
+        child.wait().unwrap();
+        let last: u32 = last.expect("the child acknowledged something");
+        let (_store, contents) = Store::open(folder.path()).unwrap();
+        assert!(last >= expected, "round {round}");
+        for number in 0..=last {
+            assert!(
+                contents.leases.contains(&lease(number)),
+                "round {round}: {number} of {last} was acknowledged and is gone"
+            );
+        }
+        expected = last;
+    }
+}
