@@ -1,1 +1,27 @@
-//! Being laid.
+//! The one crate with `unsafe`: thin safe wrappers of single system calls that nix and rustix do not have.
+//! It must never hold policy: no retries, no defaults, no decisions.
+//!
+//! | module | kernel feature |
+//! |---|---|
+//! | [`modules`] | `finit_module(2)`, with the flag for compressed files |
+//! | [`evdev`] | which keys an input device has |
+//! | [`watchdog`] | time-out of a hardware watchdog |
+//! | [`descriptors`] | a file descriptor inherited by number, and handed on by number |
+//! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
+
+pub mod clock;
+pub mod descriptors;
+pub mod evdev;
+pub mod modules;
+pub mod watchdog;
+
+use std::io;
+
+/// The error of a call that returned -1.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
