@@ -1,2 +1,185 @@
-//! Being laid.
-fn main() {}
+//! `cidctl`: the cluster's command line. Asks the head over its local socket and prints the answer. Must never look
+//! into the head's database or guess what the head would say.
+//!
+//! Exit codes: 0 done, 1 failed, 2 usage, 3 head unreachable. Data on stdout, everything else on stderr.
+
+mod client;
+mod commands;
+mod print;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::client::{Client, ClientError};
+
+/// What a person types.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cidctl",
+    version,
+    about = "See and steer the PCs of a CID cluster",
+    after_help = "Node sets: lab-a[01-20,25] · @lab-a (a group) · @* (all) · 'lab-*' · a,b · a!b · 'a&b' · a^b\n\
+                  Exit codes: 0 done, 1 failed, 2 usage, 3 head unreachable"
+)]
+struct Cli {
+    /// The head's control socket.
+    #[arg(long, global = true, env = "CID_SOCKET", default_value = cid_protocol::DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// List machines: who is up, seen, home.
+    #[command(after_help = "Example: cidctl nodes 'lab-a[01-10]' --watch")]
+    Nodes {
+        /// Only these.
+        nodeset: Option<String>,
+        #[command(flatten)]
+        json: Json,
+        /// Print again whenever something changes, until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
+    /// Accept seen PCs into a group and name them, in order of their MACs.
+    #[command(
+        after_help = "Examples:\n  cidctl adopt seen --group lab-a --name 'lab-a[01-30]'\n  \
+                      cidctl adopt 52:54:00:12:34:56 --group lab-a --name lab-a07\n\
+                      The PC joins at its next network boot. Names in use are passed over."
+    )]
+    Adopt {
+        /// MACs as `cidctl nodes` shows them, or the word `seen` for all that wait.
+        #[arg(required = true, value_parser = machine)]
+        seen: Vec<String>,
+        /// A group of head.toml.
+        #[arg(long)]
+        group: String,
+        /// Node set to take names from.
+        #[arg(long)]
+        name: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Say what a machine would be answered if it booted now, and why.
+    Explain {
+        /// Its MAC, or its name.
+        machine: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Give PCs back to their own systems; they stay there until `wake`.
+    Release {
+        /// Which.
+        nodeset: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Undo `release` and "two failed boots", and send a Wake-on-LAN packet.
+    Wake {
+        /// Which.
+        nodeset: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// What happened, oldest first.
+    Events {
+        /// Print new ones as they come, until interrupted.
+        #[arg(long, short)]
+        follow: bool,
+        /// Only those behind this number.
+        #[arg(long)]
+        after: Option<u64>,
+        /// At most this many.
+        #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
+        limit: u32,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// The head: version, interface, whether it answers DHCP, what it dropped.
+    Status {
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(Debug, Clone, Copy, Args)]
+struct Json {
+    /// Print the head's answer as JSON (stable; one document, or one line per event).
+    #[arg(long)]
+    json: bool,
+}
+
+/// `seen` or a MAC: a typing mistake is found here, before anything is asked.
+fn machine(text: &str) -> Result<String, String> {
+    let parts: Vec<&str> = text.split([':', '-']).collect();
+    let is_byte = |part: &&str| part.len() == 2 && part.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if text == "seen" || (parts.len() == 6 && parts.iter().all(is_byte)) {
+        Ok(text.to_ascii_lowercase().replace('-', ":"))
+    } else {
+        Err("write a MAC address like 52:54:00:12:34:56, or the word `seen`".to_owned())
+    }
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => runtime.block_on(commands::run(&Client::new(cli.socket), cli.command)),
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            let unreachable = matches!(error.downcast_ref(), Some(ClientError::Unreachable { .. }));
+            eprintln!("cidctl: {error:#}");
+            ExitCode::from(if unreachable { 3 } else { 1 })
+        }
+    }
+}
+
+/// `cidctl nodes | head -1` is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+    };
+    error
+        .chain()
+        .any(|cause| kind(cause) == Some(std::io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_table_of_commands_is_sound_and_every_argument_is_explained() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for subcommand in command.get_subcommands() {
+            assert!(subcommand.get_about().is_some(), "{}", subcommand.get_name());
+            for argument in subcommand.get_arguments() {
+                assert!(
+                    argument.get_help().is_some(),
+                    "{} {}",
+                    subcommand.get_name(),
+                    argument.get_id()
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn machines_are_macs_or_seen() {
+        assert_eq!(machine("52-54-00-AB-00-01").as_deref(), Ok("52:54:00:ab:00:01"));
+        assert_eq!(machine("seen").as_deref(), Ok("seen"));
+        for wrong in ["", "lab-a01", "52:54:00:ab:00", "52:54:00:ab:00:0g"] {
+            assert!(machine(wrong).is_err(), "{wrong}");
+        }
+    }
+}

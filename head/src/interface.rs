@@ -1,7 +1,5 @@
 //! What the kernel says about the interface that faces the lab. Reads only; must never configure it.
 
-use std::net::Ipv4Addr;
-
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 
@@ -68,7 +66,7 @@ pub fn read(name: &str) -> Result<Interface, InterfaceError> {
         if let (None, Some(address), Some(mask)) = (&subnet, address, mask) {
             let prefix = u32::from(mask.ip()).leading_ones();
             subnet = Some(Subnet {
-                address: Ipv4Addr::from(address.ip()),
+                address: address.ip(),
                 prefix: u8::try_from(prefix).unwrap_or(32),
             });
         }

@@ -1,9 +1,12 @@
 //! The head's own parts: configuration, store, registry, node connections, control API.
 //! Must never speak a boot protocol itself (that is `cid-bootserver`) nor decide what a machine boots (its policy).
 
+pub mod api;
 pub mod config;
+pub mod core;
 pub mod interface;
 pub mod mac;
+pub mod nodes;
 pub mod nodeset;
 pub mod registry;
 pub mod store;

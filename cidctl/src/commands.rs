@@ -1,0 +1,149 @@
+//! One function per command: ask, print. Must not decide anything the head decides.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use anyhow::Result;
+use cid_protocol::api::{
+    AdoptRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status, WakeRequest,
+};
+use serde::Serialize;
+
+use crate::client::{Client, encode};
+use crate::{Command, print};
+
+/// How often the head is asked again by `--watch` and `--follow`.
+const AGAIN: Duration = Duration::from_secs(1);
+
+pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
+    match command {
+        Command::Nodes { nodeset, json, watch } => nodes(client, nodeset, json.json, watch).await,
+        Command::Adopt {
+            seen,
+            group,
+            name,
+            json,
+        } => {
+            let list: NodeList = client
+                .post(
+                    "/v1/adopt",
+                    &AdoptRequest {
+                        machines: seen,
+                        group,
+                        name,
+                    },
+                )
+                .await?;
+            show_changed(&list, json.json)
+        }
+        Command::Explain { machine, json } => {
+            let explanation: Explanation = client
+                .get(&format!("/v1/explain/{}", encode(&machine)), &[])
+                .await?;
+            if json.json {
+                document(&explanation)
+            } else {
+                write(&print::explanation(&explanation))
+            }
+        }
+        Command::Release { nodeset, json } => show_changed(
+            &client.post("/v1/release", &ReleaseRequest { nodeset }).await?,
+            json.json,
+        ),
+        Command::Wake { nodeset, json } => show_changed(
+            &client.post("/v1/wake", &WakeRequest { nodeset }).await?,
+            json.json,
+        ),
+        Command::Events {
+            follow,
+            after,
+            limit,
+            json,
+        } => events(client, follow, after, limit, json.json).await,
+        Command::Status { json } => {
+            let status: Status = client.get("/v1/status", &[]).await?;
+            if json.json {
+                document(&status)
+            } else {
+                write(&print::status(&status))
+            }
+        }
+    }
+}
+
+async fn nodes(client: &Client, nodeset: Option<String>, json: bool, watch: bool) -> Result<()> {
+    let query: Vec<(&str, String)> = nodeset.into_iter().map(|nodeset| ("nodeset", nodeset)).collect();
+    let mut last = String::new();
+    loop {
+        let list: NodeList = client.get("/v1/nodes", &query).await?;
+        let text = if json {
+            format!("{}\n", serde_json::to_string_pretty(&list)?)
+        } else {
+            print::table(&list.nodes, print::now())
+        };
+        // Ages change every second; a table is printed again when anything else did.
+        let comparable = if json {
+            text.clone()
+        } else {
+            print::table(&list.nodes, 0)
+        };
+        if comparable != last {
+            if !last.is_empty() && !json {
+                write("\n")?;
+            }
+            write(&text)?;
+            last = comparable;
+        }
+        if !watch {
+            return Ok(());
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+fn show_changed(list: &NodeList, json: bool) -> Result<()> {
+    if json {
+        document(list)
+    } else {
+        write(&print::table(&list.nodes, print::now()))
+    }
+}
+
+async fn events(client: &Client, follow: bool, after: Option<u64>, limit: u32, json: bool) -> Result<()> {
+    let mut after = after;
+    loop {
+        let mut query = vec![("limit", limit.to_string())];
+        query.extend(after.map(|after| ("after", after.to_string())));
+        let list: EventList = client.get("/v1/events", &query).await?;
+        for event in &list.events {
+            write(&event_line(event, json)?)?;
+        }
+        after = list.events.last().map(|event| event.seq).or(after).or(Some(0));
+        if !follow {
+            return Ok(());
+        }
+        if list.events.is_empty() {
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+}
+
+fn event_line(event: &Event, json: bool) -> Result<String> {
+    if json {
+        Ok(format!("{}\n", serde_json::to_string(event)?))
+    } else {
+        Ok(print::event(event))
+    }
+}
+
+fn document(value: &impl Serialize) -> Result<()> {
+    write(&format!("{}\n", serde_json::to_string_pretty(value)?))
+}
+
+/// To stdout, at once: a reader of a pipe sees each answer when it comes.
+fn write(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}

@@ -1,0 +1,221 @@
+//! Answers as text for people. Must not print a control character that came from the network, and uses no colour.
+
+use std::fmt::Write as _;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use cid_protocol::api::{DhcpStatus, Event, Explanation, NodeRow, NodeState, Status};
+
+/// Unix time in seconds.
+pub(crate) fn now() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs()
+}
+
+/// The table of `nodes`. Columns are as wide as their widest cell, two spaces apart.
+pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
+    let header = [
+        "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "LOAD", "IMAGE", "DOOR", "SEEN",
+    ]
+    .map(str::to_owned);
+    let mut rows = vec![header];
+    rows.extend(nodes.iter().map(|node| row(node, now)));
+    let mut out = String::new();
+    for row in &rows {
+        let mut line = String::new();
+        for (column, cell) in row.iter().enumerate() {
+            let width = rows
+                .iter()
+                .map(|row| row[column].chars().count())
+                .max()
+                .unwrap_or(0);
+            let _ = write!(line, "{cell:width$}  ");
+        }
+        let _ = writeln!(out, "{}", line.trim_end());
+    }
+    out
+}
+
+fn row(node: &NodeRow, now: u64) -> [String; 9] {
+    let dash = || "-".to_owned();
+    [
+        plain(&node.name),
+        state(node.state).to_owned(),
+        node.address.as_deref().map_or_else(dash, plain),
+        if node.cpus == 0 {
+            dash()
+        } else {
+            node.cpus.to_string()
+        },
+        if node.memory_kib == 0 {
+            dash()
+        } else {
+            memory(node.memory_kib)
+        },
+        node.load1.map_or_else(dash, |load| format!("{load:.2}")),
+        node.image.as_deref().map_or_else(dash, plain),
+        node.door.as_deref().map_or_else(dash, plain),
+        age(now.saturating_sub(node.last_seen_unix)),
+    ]
+}
+
+fn state(state: NodeState) -> &'static str {
+    match state {
+        NodeState::Seen => "seen",
+        NodeState::Known => "known",
+        NodeState::Booting => "booting",
+        NodeState::Up => "up",
+        NodeState::GoingHome => "going-home",
+        NodeState::Home => "home",
+        NodeState::Lost => "lost",
+        NodeState::Refused => "refused",
+    }
+}
+
+fn memory(kib: u64) -> String {
+    if kib >= 10 * 1024 * 1024 {
+        format!("{} GiB", kib / (1024 * 1024))
+    } else {
+        format!("{} MiB", kib / 1024)
+    }
+}
+
+fn age(seconds: u64) -> String {
+    match seconds {
+        0..=119 => format!("{seconds}s"),
+        120..=7_199 => format!("{}m", seconds / 60),
+        7_200..=172_799 => format!("{}h", seconds / 3_600),
+        _ => format!("{}d", seconds / 86_400),
+    }
+}
+
+/// One line of `events`: number, UTC time, kind, text.
+pub(crate) fn event(event: &Event) -> String {
+    format!(
+        "{:>6}  {}  {:<10}  {}\n",
+        event.seq,
+        utc(event.time_unix_ms / 1_000),
+        plain(&event.kind),
+        plain(&event.text)
+    )
+}
+
+/// `2026-11-21 02:20:02Z`, by the days-from-civil method of the proleptic Gregorian calendar.
+fn utc(unix: u64) -> String {
+    let (days, second) = (unix / 86_400, unix % 86_400);
+    // Years start in March here, so that the leap day is a year's last.
+    let shifted = days + 719_468;
+    let era = shifted / 146_097;
+    let day_of_era = shifted % 146_097;
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let shifted_month = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
+    let year = year_of_era + era * 400 + u64::from(month <= 2);
+    format!(
+        "{year:04}-{month:02}-{day:02} {:02}:{:02}:{:02}Z",
+        second / 3_600,
+        second / 60 % 60,
+        second % 60
+    )
+}
+
+/// The answer of `explain`.
+pub(crate) fn explanation(explanation: &Explanation) -> String {
+    let mut out = format!(
+        "{}: {} ({})\n{}\n",
+        plain(&explanation.mac),
+        plain(&explanation.action),
+        plain(&explanation.reason),
+        plain(&explanation.text)
+    );
+    if let Some(boot) = &explanation.boot {
+        let _ = writeln!(out, "image    {}", plain(&boot.image));
+        let _ = writeln!(out, "loader   {}", plain(&boot.loader));
+        let _ = writeln!(out, "cmdline  {}", plain(&boot.cmdline));
+    }
+    out
+}
+
+/// The answer of `status`.
+pub(crate) fn status(status: &Status) -> String {
+    let dhcp = match &status.dhcp {
+        DhcpStatus::Serving => "serving".to_owned(),
+        DhcpStatus::Suspended { rival } => {
+            format!(
+                "suspended: another DHCP server answers at {}; switch it off on this segment",
+                plain(rival)
+            )
+        }
+    };
+    let mut out = format!(
+        "version    {}\ninterface  {}\naddress    {}\ndhcp       {dhcp}\n",
+        plain(&status.version),
+        plain(&status.interface),
+        plain(&status.address)
+    );
+    for (reason, count) in &status.drops {
+        let _ = writeln!(out, "dropped    {count} {}", plain(reason));
+    }
+    out
+}
+
+/// A text that came over the network, without what would steer a terminal.
+fn plain(text: &str) -> String {
+    text.chars()
+        .map(|c| if c.is_control() { '?' } else { c })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dates_are_those_of_date_1() {
+        assert_eq!(utc(0), "1970-01-01 00:00:00Z");
+        assert_eq!(utc(951_782_400), "2000-02-29 00:00:00Z");
+        assert_eq!(utc(1_795_227_602), "2026-11-21 02:20:02Z");
+        assert_eq!(utc(4_107_542_399), "2100-02-28 23:59:59Z");
+    }
+
+    #[test]
+    fn a_table_lines_up_and_a_name_cannot_steer_the_terminal() {
+        let node = NodeRow {
+            name: "lab-a01\x1b[2J".into(),
+            group: "lab-a".into(),
+            state: NodeState::Up,
+            reason: "joined".into(),
+            since_unix: 0,
+            address: Some("10.77.0.128".into()),
+            mac: "52:54:00:00:00:01".into(),
+            uuid: None,
+            product: None,
+            firmware: None,
+            cpus: 2,
+            memory_kib: 498_000,
+            load1: Some(0.251),
+            image: Some("minimal".into()),
+            door: Some("pxe-bios".into()),
+            last_seen_unix: 100,
+            last_decision: None,
+            hardware: None,
+        };
+        let text = table(&[node], 103);
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines[0],
+            "NAME         STATE  ADDRESS      CPUS  MEMORY   LOAD  IMAGE    DOOR      SEEN"
+        );
+        assert_eq!(
+            lines[1],
+            "lab-a01?[2J  up     10.77.0.128  2     486 MiB  0.25  minimal  pxe-bios  3s"
+        );
+    }
+}

@@ -1,0 +1,88 @@
+//! `GET /metrics`: Prometheus' text format. Counts only; names of machines never become labels.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::IntoResponse;
+use cid_protocol::api::DhcpStatus;
+
+use super::Api;
+
+pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
+    let mut text = String::new();
+    let states = api.core.read(crate::registry::Registry::count_by_state);
+    let states = states
+        .into_iter()
+        .map(|(state, count)| (state.to_owned(), count as u64));
+    family(
+        &mut text,
+        "cid_machines",
+        "gauge",
+        "Machines by state.",
+        "state",
+        states,
+    );
+    let help = "Packets, messages and requests not answered, by reason.";
+    family(
+        &mut text,
+        "cid_drops_total",
+        "counter",
+        help,
+        "reason",
+        api.drops(),
+    );
+    let help = "Boot answers by decision and reason.";
+    family(
+        &mut text,
+        "cid_decisions_total",
+        "counter",
+        help,
+        "decision",
+        api.boot.decisions(),
+    );
+    single(
+        &mut text,
+        "cid_leases",
+        "Leases that have not expired.",
+        api.boot.leases() as u64,
+    );
+    single(
+        &mut text,
+        "cid_node_connections",
+        "Open node connections.",
+        api.core.connection_count() as u64,
+    );
+    let serving = u64::from(matches!(api.boot.dhcp(), DhcpStatus::Serving));
+    single(
+        &mut text,
+        "cid_dhcp_serving",
+        "1 while DHCP is answered, 0 beside a rival.",
+        serving,
+    );
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+fn single(text: &mut String, name: &str, help: &str, value: u64) {
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}");
+}
+
+fn family(
+    text: &mut String,
+    name: &str,
+    kind: &str,
+    help: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (String, u64)>,
+) {
+    let _ = writeln!(text, "# HELP {name} {help}\n# TYPE {name} {kind}");
+    for (value, count) in values {
+        let value = value
+            .replace('\\', r"\\")
+            .replace('"', "\\\"")
+            .replace('\n', r"\n");
+        let _ = writeln!(text, "{name}{{{label}=\"{value}\"}} {count}");
+    }
+}

@@ -1,0 +1,336 @@
+//! The registry, the database and the connections put together: inputs go in under one lock, outputs leave in their
+//! order and never before what they acknowledge is on disk. Must not know what travels over the connections.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use cid_protocol::api::Event;
+use cid_protocol::node::ToNode;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::mac::Mac;
+use crate::registry::{ConnectionId, Now, Output, Registry};
+use crate::store::{Commit, Store, StoreError, Write};
+
+/// Deliveries that may wait for commits before them.
+const DELIVERIES: usize = 16_384;
+/// Messages that may wait for one slow node.
+const NODE_QUEUE: usize = 16;
+/// How often deadlines are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// How often last sightings are written.
+const FLUSH: Duration = Duration::from_secs(30);
+
+/// What goes to a connection's own task.
+#[derive(Debug)]
+pub enum Outgoing {
+    /// Send this.
+    Message(Box<ToNode>),
+    /// Close behind what was sent.
+    Close,
+}
+
+/// Drops by reason since start; reasons are a closed set of this program's own words.
+#[derive(Debug, Default)]
+pub struct Drops(Mutex<BTreeMap<&'static str, u64>>);
+
+impl Drops {
+    /// Counts one.
+    pub fn count(&self, reason: &'static str) {
+        *lock(&self.0).entry(reason).or_default() += 1;
+    }
+
+    /// All of them.
+    pub fn all(&self) -> BTreeMap<&'static str, u64> {
+        lock(&self.0).clone()
+    }
+}
+
+struct Delivery {
+    commit: Option<Commit>,
+    outputs: Vec<Output>,
+    done: oneshot::Sender<Result<(), String>>,
+}
+
+/// The result of an input: done when it is on disk and what followed from it was sent.
+#[must_use = "an acknowledgement must wait for this"]
+pub struct Pending(Result<oneshot::Receiver<Result<(), String>>, String>);
+
+impl Pending {
+    /// Waits.
+    ///
+    /// # Errors
+    /// It is not on disk; nothing may be acknowledged.
+    pub async fn done(self) -> Result<(), StoreError> {
+        let result = match self.0 {
+            Ok(receiver) => receiver
+                .await
+                .unwrap_or_else(|_| Err("the head is stopping".to_owned())),
+            Err(error) => Err(error),
+        };
+        result.map_err(StoreError::Commit)
+    }
+
+    /// For inputs that acknowledge nothing to anybody.
+    pub fn unacknowledged(self) {
+        if let Err(error) = self.0 {
+            tracing::warn!(%error, "not written");
+        }
+    }
+}
+
+/// The head's shared middle.
+pub struct Core {
+    registry: Mutex<Registry>,
+    store: Store,
+    started: Instant,
+    deliveries: mpsc::Sender<Delivery>,
+    connections: Mutex<BTreeMap<ConnectionId, mpsc::Sender<Outgoing>>>,
+    next_connection: AtomicU64,
+    broadcast: Ipv4Addr,
+    /// Drops of the head's own doors (node connections, API, beacons).
+    pub drops: Drops,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere must not take the whole head with it; every critical section leaves valid data.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Both clocks.
+fn now_since(started: Instant) -> Now {
+    let unix = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Now {
+        monotonic: started.elapsed(),
+        unix_ms: u64::try_from(unix.as_millis()).unwrap_or(u64::MAX),
+    }
+}
+
+impl Core {
+    /// Puts the parts together and starts the task that delivers and the one that watches deadlines. `registry`
+    /// builds the registry at the first reading of the clocks. Wake-on-LAN packets go to `broadcast`.
+    pub fn start(store: Store, broadcast: Ipv4Addr, registry: impl FnOnce(Now) -> Registry) -> Arc<Self> {
+        let started = Instant::now();
+        let (deliveries, queue) = mpsc::channel(DELIVERIES);
+        let core = Arc::new(Self {
+            registry: Mutex::new(registry(now_since(started))),
+            store,
+            started,
+            deliveries,
+            connections: Mutex::new(BTreeMap::new()),
+            next_connection: AtomicU64::new(1),
+            broadcast,
+            drops: Drops::default(),
+        });
+        tokio::spawn(deliver(Arc::downgrade(&core), queue));
+        tokio::spawn(tick(Arc::downgrade(&core)));
+        core
+    }
+
+    /// Both clocks now.
+    pub fn now(&self) -> Now {
+        now_since(self.started)
+    }
+
+    /// The database, for reading.
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Looks at the registry.
+    pub fn read<T>(&self, look: impl FnOnce(&Registry) -> T) -> T {
+        look(&lock(&self.registry))
+    }
+
+    /// Gives the registry an input and sends its outputs on their way.
+    pub fn act<T>(&self, input: impl FnOnce(&mut Registry, Now) -> T) -> (T, Pending) {
+        self.act_with(Vec::new(), input)
+    }
+
+    /// The same, with further writes (a lease) in the same commit.
+    pub fn act_with<T>(
+        &self,
+        mut writes: Vec<Write>,
+        input: impl FnOnce(&mut Registry, Now) -> T,
+    ) -> (T, Pending) {
+        let mut registry = lock(&self.registry);
+        let now = self.now();
+        let result = input(&mut registry, now);
+        let mut durable = !writes.is_empty();
+        let mut later = Vec::new();
+        let mut outputs = Vec::new();
+        while let Some(output) = registry.poll_output() {
+            match output {
+                Output::Persist(record) => {
+                    durable = true;
+                    writes.push(Write::Machine(record));
+                }
+                Output::PersistLazily(record) => later.push(Write::Machine(record)),
+                Output::Forget(mac) => writes.push(Write::ForgetMachine(mac)),
+                Output::Event {
+                    mac,
+                    name,
+                    kind,
+                    text,
+                } => writes.push(Write::Event(event(now, mac, name, kind, text))),
+                output => outputs.push(output),
+            }
+        }
+        // Still under the lock: the order of the queue is the order of the inputs.
+        if !later.is_empty() {
+            self.store.submit_lazily(later);
+        }
+        let commit = if durable {
+            match self.store.submit(writes) {
+                Ok(commit) => Some(commit),
+                Err(error) => return (result, Pending(Err(error.to_string()))),
+            }
+        } else {
+            if !writes.is_empty() {
+                self.store.submit_lazily(writes);
+            }
+            None
+        };
+        let (done, receiver) = oneshot::channel();
+        let queued = self.deliveries.try_send(Delivery {
+            commit,
+            outputs,
+            done,
+        });
+        (
+            result,
+            Pending(
+                queued
+                    .map(|()| receiver)
+                    .map_err(|_| "too many deliveries are waiting".to_owned()),
+            ),
+        )
+    }
+
+    /// Registers a new connection; what the registry sends to it arrives at the receiver.
+    pub fn connect(&self) -> (ConnectionId, mpsc::Receiver<Outgoing>) {
+        let id = ConnectionId(self.next_connection.fetch_add(1, Ordering::Relaxed));
+        let (sender, receiver) = mpsc::channel(NODE_QUEUE);
+        lock(&self.connections).insert(id, sender);
+        (id, receiver)
+    }
+
+    /// Forgets a connection.
+    pub fn disconnect(&self, id: ConnectionId) {
+        lock(&self.connections).remove(&id);
+        self.act(|registry, _| registry.handle_disconnect(id))
+            .1
+            .unacknowledged();
+    }
+
+    /// How many connections there are.
+    pub fn connection_count(&self) -> usize {
+        lock(&self.connections).len()
+    }
+
+    fn hand_over(&self, output: Output) {
+        let (connection, outgoing) = match output {
+            Output::Send { connection, message } => (connection, Outgoing::Message(Box::new(message))),
+            Output::Close { connection } => (connection, Outgoing::Close),
+            Output::Wake(mac) => return self.send_magic_packet(mac),
+            Output::Persist(_) | Output::PersistLazily(_) | Output::Forget(_) | Output::Event { .. } => {
+                return;
+            }
+        };
+        let mut connections = lock(&self.connections);
+        if let Some(sender) = connections.get(&connection)
+            && sender.try_send(outgoing).is_err()
+        {
+            // It does not read. Dropping the sender ends its task.
+            connections.remove(&connection);
+            self.drops.count("node-too-slow");
+        }
+    }
+
+    fn send_magic_packet(&self, mac: Mac) {
+        let packet = magic_packet(mac);
+        let send = || -> std::io::Result<()> {
+            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+            socket.set_broadcast(true)?;
+            // Port 9 (discard), as every other tool does; NICs look at the payload only.
+            socket
+                .send_to(&packet, SocketAddrV4::new(self.broadcast, 9))
+                .map(drop)
+        };
+        if let Err(error) = send() {
+            tracing::warn!(%mac, %error, "no Wake-on-LAN packet left");
+        }
+    }
+}
+
+/// Six bytes of ones, then the MAC sixteen times.
+fn magic_packet(mac: Mac) -> Vec<u8> {
+    let mut packet = vec![0xff; 6];
+    packet.extend(mac.0.iter().copied().cycle().take(16 * 6));
+    packet
+}
+
+fn event(now: Now, mac: Option<Mac>, name: String, kind: &str, text: String) -> Event {
+    tracing::info!(kind, mac = mac.map(|mac| mac.to_string()), "{text}");
+    Event {
+        // Given by the database.
+        seq: 0,
+        time_unix_ms: now.unix_ms,
+        mac: mac.map(|mac| mac.to_string()).unwrap_or_default(),
+        name,
+        kind: kind.to_owned(),
+        text,
+    }
+}
+
+/// Hands outputs over, each behind its commit. Commits complete in order, so nobody waits for a later one.
+async fn deliver(core: std::sync::Weak<Core>, mut queue: mpsc::Receiver<Delivery>) {
+    while let Some(delivery) = queue.recv().await {
+        let result = match delivery.commit {
+            Some(commit) => commit.done().await.map_err(|error| error.to_string()),
+            None => Ok(()),
+        };
+        if result.is_ok() {
+            let Some(core) = core.upgrade() else { return };
+            delivery
+                .outputs
+                .into_iter()
+                .for_each(|output| core.hand_over(output));
+        }
+        let _ = delivery.done.send(result);
+    }
+}
+
+async fn tick(core: std::sync::Weak<Core>) {
+    let mut ticks = tokio::time::interval(TICK);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut flushed = Duration::ZERO;
+    loop {
+        ticks.tick().await;
+        let Some(core) = core.upgrade() else { return };
+        let input = |registry: &mut Registry, now: Now| {
+            registry.handle_deadline(now);
+            if now.monotonic >= flushed + FLUSH {
+                flushed = now.monotonic;
+                registry.flush_lazily();
+            }
+        };
+        core.act(input).1.unacknowledged();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_magic_packet_is_six_ones_and_the_address_sixteen_times() {
+        let packet = magic_packet(Mac([1, 2, 3, 4, 5, 6]));
+        assert_eq!(packet.len(), 102);
+        assert_eq!(packet[..6], [0xff; 6]);
+        assert!(packet[6..].chunks(6).all(|chunk| chunk == [1, 2, 3, 4, 5, 6]));
+    }
+}

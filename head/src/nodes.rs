@@ -1,0 +1,237 @@
+//! Node connections on TCP 3101: frames of a length and a JSON message. Bounds what a stranger can hold: frame size,
+//! time to the first message, silence, connections in all and per address. Must not decide who is accepted.
+//!
+//! [`converse`] takes any byte stream, so that TLS slots in between without a change here.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use cid_protocol::node::{FromNode, MAX_FRAME, ToNode};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpListener;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+use crate::core::{Core, Outgoing};
+use crate::registry::ConnectionId;
+
+/// Connections in all.
+pub const MAX_CONNECTIONS: usize = 4_096;
+/// Connections from one address: one, and one that is not known to be dead yet, and room for a second program.
+pub const MAX_PER_ADDRESS: usize = 4;
+/// From the connection to the first whole message.
+pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Five pulses.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::PULSE_SECS * 5);
+/// For one frame to leave.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why a connection was ended by the head. Each is counted by its word.
+#[derive(Debug, thiserror::Error)]
+pub enum Ended {
+    /// More than [`MAX_FRAME`] announced.
+    #[error("a frame of {0} bytes")]
+    FrameTooLong(u32),
+    /// Not a message of this version.
+    #[error("no message: {0}")]
+    NotAMessage(serde_json::Error),
+    /// Something else came before `hello`.
+    #[error("a message before hello")]
+    NoHello,
+    /// A second `hello`.
+    #[error("hello twice")]
+    HelloTwice,
+    /// Silence.
+    #[error("nothing came in time")]
+    Silent,
+    /// The peer closed it.
+    #[error("closed by the node")]
+    Closed,
+    /// The registry wants it closed.
+    #[error("closed by the head")]
+    ClosedByHead,
+    /// The transport failed.
+    #[error("transport: {0}")]
+    Transport(#[from] std::io::Error),
+}
+
+impl Ended {
+    /// The word it is counted by; `None` for the two ordinary ends.
+    pub fn drop_reason(&self) -> Option<&'static str> {
+        match self {
+            Self::FrameTooLong(_) => Some("node-frame-too-long"),
+            Self::NotAMessage(_) => Some("node-not-a-message"),
+            Self::NoHello => Some("node-no-hello"),
+            Self::HelloTwice => Some("node-hello-twice"),
+            Self::Silent => Some("node-silent"),
+            Self::Transport(_) => Some("node-transport"),
+            Self::Closed | Self::ClosedByHead => None,
+        }
+    }
+}
+
+/// Accepts connections for ever.
+pub async fn serve(core: Arc<Core>, listener: TcpListener) {
+    let counts = Arc::new(PerAddress::default());
+    loop {
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, most likely: waiting lets others close.
+                tracing::warn!(%error, "no node connection can be accepted");
+                tokio::time::sleep(Duration::from_millis(200)).await;
+                continue;
+            }
+        };
+        let IpAddr::V4(address) = peer.ip() else { continue };
+        let Some(place) = PerAddress::take(&counts, address) else {
+            core.drops.count("node-too-many-connections");
+            continue;
+        };
+        let _ = stream.set_nodelay(true);
+        let core = Arc::clone(&core);
+        tokio::spawn(async move {
+            let ended = converse(&core, stream, address).await;
+            if let Some(reason) = ended.drop_reason() {
+                core.drops.count(reason);
+                tracing::debug!(%address, %ended, "node connection ended");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Speaks with one node until the end of the connection, and says how it ended.
+pub async fn converse<S>(core: &Arc<Core>, stream: S, address: Ipv4Addr) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut reader, writer) = tokio::io::split(stream);
+    let (id, outgoing) = core.connect();
+    let sender = tokio::spawn(send_loop(writer, outgoing));
+    let mut writer_gone = sender;
+    let ended = tokio::select! {
+        ended = receive_loop(core, &mut reader, id, address) => ended,
+        _ = &mut writer_gone => Ended::ClosedByHead,
+    };
+    core.disconnect(id);
+    // Its queue is closed now; what was sent before (a refusal) still leaves, within the write's bound.
+    if !writer_gone.is_finished() {
+        let _ = timeout(WRITE_TIMEOUT, writer_gone).await;
+    }
+    ended
+}
+
+async fn receive_loop<R>(core: &Arc<Core>, reader: &mut R, id: ConnectionId, address: Ipv4Addr) -> Ended
+where
+    R: AsyncRead + Unpin,
+{
+    let mut joined = false;
+    loop {
+        let patience = if joined { IDLE_TIMEOUT } else { HELLO_TIMEOUT };
+        let message = match timeout(patience, read_message(reader)).await {
+            Err(_) => return Ended::Silent,
+            Ok(Err(ended)) => return ended,
+            Ok(Ok(message)) => message,
+        };
+        let pending = match (message, joined) {
+            (FromNode::Hello(_), true) => return Ended::HelloTwice,
+            (FromNode::Hello(hello), false) => {
+                joined = true;
+                core.act(|registry, now| registry.handle_hello(now, id, address, *hello))
+                    .1
+            }
+            (_, false) => return Ended::NoHello,
+            (FromNode::Pulse(load), true) => core.act(|registry, now| registry.handle_pulse(now, id, load)).1,
+            (FromNode::GoingHome { reason }, true) => {
+                core.act(|registry, now| registry.handle_going_home(now, id, &reason))
+                    .1
+            }
+        };
+        // The next message of this node waits for this one's commit: a node cannot run ahead of the disk.
+        if let Err(error) = pending.done().await {
+            tracing::warn!(%address, %error, "a node's message is not on disk");
+            return Ended::ClosedByHead;
+        }
+    }
+}
+
+/// Reads one frame.
+///
+/// # Errors
+/// See [`Ended`]; never reads more than a frame's announced length.
+pub async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> Result<FromNode, Ended> {
+    let length = match reader.read_u32().await {
+        Ok(length) => length,
+        Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Ended::Closed),
+        Err(error) => return Err(error.into()),
+    };
+    if length as usize > MAX_FRAME {
+        return Err(Ended::FrameTooLong(length));
+    }
+    let mut frame = vec![0; length as usize];
+    reader.read_exact(&mut frame).await?;
+    serde_json::from_slice(&frame).map_err(Ended::NotAMessage)
+}
+
+async fn send_loop<W: AsyncWrite + Unpin>(mut writer: W, mut outgoing: mpsc::Receiver<Outgoing>) {
+    while let Some(Outgoing::Message(message)) = outgoing.recv().await {
+        let Some(frame) = frame(&message) else { break };
+        match timeout(WRITE_TIMEOUT, writer.write_all(&frame)).await {
+            Ok(Ok(())) => {}
+            _ => break,
+        }
+    }
+    let _ = timeout(WRITE_TIMEOUT, writer.shutdown()).await;
+}
+
+/// Length and JSON; `None` for what would not fit (no message of ours comes near).
+fn frame(message: &ToNode) -> Option<Vec<u8>> {
+    let body = serde_json::to_vec(message)
+        .ok()
+        .filter(|body| body.len() <= MAX_FRAME)?;
+    let mut frame = u32::try_from(body.len()).ok()?.to_be_bytes().to_vec();
+    frame.extend(body);
+    Some(frame)
+}
+
+#[derive(Default)]
+struct PerAddress(Mutex<BTreeMap<Ipv4Addr, usize>>);
+
+struct Place {
+    counts: Arc<PerAddress>,
+    address: Ipv4Addr,
+}
+
+impl PerAddress {
+    fn take(counts: &Arc<Self>, address: Ipv4Addr) -> Option<Place> {
+        let mut map = counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let total: usize = map.values().sum();
+        let held = map.get(&address).copied().unwrap_or(0);
+        if total >= MAX_CONNECTIONS || held >= MAX_PER_ADDRESS {
+            return None;
+        }
+        map.insert(address, held + 1);
+        Some(Place {
+            counts: Arc::clone(counts),
+            address,
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut map = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = map.get_mut(&self.address) {
+            *held -= 1;
+            if *held == 0 {
+                map.remove(&self.address);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
