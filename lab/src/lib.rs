@@ -1,0 +1,15 @@
+//! The virtual PC room: a network of its own, PCs with real firmware, disks with a stand-in for Windows. For tests, and for people to
+//! play with. Never needed in production, and never in the way of the firmware: what a PC boots is decided by what the head answers.
+
+pub mod accelerator;
+pub mod firmware_variables;
+pub mod machine;
+pub mod pc;
+pub mod qmp;
+pub mod room;
+pub mod run;
+pub mod windows;
+
+pub use machine::{Disk, Firmware, Machine, Watchdog};
+pub use pc::{Cable, Pc};
+pub use room::Room;
