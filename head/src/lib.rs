@@ -2,6 +2,7 @@
 //! Must never speak a boot protocol itself (that is `cid-bootserver`) nor decide what a machine boots (its policy).
 
 pub mod api;
+pub mod beacons;
 pub mod config;
 pub mod core;
 pub mod interface;

@@ -155,13 +155,19 @@ impl Registry {
         self.outputs.push_back(Output::Send { connection, message });
     }
 
-    /// A beacon came from `mac` in the boot `boot_id`.
-    pub fn handle_beacon(&mut self, now: Now, mac: Mac, boot_id: &str) {
-        if self
-            .machines
-            .get(&mac)
-            .is_some_and(|machine| machine.record.boot_id.as_deref() == Some(boot_id))
-        {
+    /// A beacon said that the node called `name` is up at `address`. Beacons are not authenticated: they keep a
+    /// machine from being called lost, and change nothing else.
+    pub fn handle_beacon(&mut self, now: Now, address: Ipv4Addr, name: &str) {
+        let speaks = |record: &super::Record| {
+            record.address == Some(address)
+                && matches!(record.state, NodeState::Up | NodeState::Lost)
+                && record.label() == name
+        };
+        let speaker = self
+            .records()
+            .find(|record| speaks(record))
+            .map(|record| record.mac);
+        if let Some(mac) = speaker {
             self.hear(now, mac);
         }
     }
