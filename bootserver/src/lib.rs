@@ -1,1 +1,10 @@
-//! Being laid.
+//! DHCP, TFTP and HTTP boot for lab PCs, as state machines with thin shells. Decides nothing outside [`policy`].
+//!
+//! facts = classify(packet), decision = policy(facts), bytes = answer(facts, decision). The head composes it: it knows the
+//! machines and keeps the leases, this crate knows the protocols.
+
+#![cfg_attr(not(test), deny(clippy::indexing_slicing))]
+
+pub mod dhcp;
+pub mod machine;
+pub mod policy;

@@ -1,0 +1,7 @@
+//! DHCP: packets, who asks, who holds which address, what is answered; the shell that owns the socket.
+
+pub mod classify;
+pub mod leases;
+pub mod packet;
+pub mod reply;
+pub mod server;

@@ -1,0 +1,260 @@
+//! What a machine boots, and why: one pure function that DHCP, TFTP, HTTP and `cidctl explain` all ask.
+//! Same facts, same answer; no side effect. Nothing else in this crate decides.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::machine::{Client, MacAddress, Platform, Uuid};
+
+/// Boots in a row without a join that send a machine to its own disk.
+pub const MAX_FAILED_BOOTS: u32 = 2;
+
+/// What a packet or a request says of its sender.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Boot NIC.
+    pub mac: MacAddress,
+    /// From option 97.
+    pub uuid: Option<Uuid>,
+    /// Who speaks.
+    pub client: Client,
+    /// From option 93.
+    pub platform: Platform,
+}
+
+/// What the head knows of the machine.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Standing {
+    /// Group, once adopted (or by `unknown = "boot"`, or by a `match` of the group).
+    pub group: Option<String>,
+    /// Name, once it has one.
+    pub name: Option<String>,
+    /// Why it must stay at home until `cidctl wake`.
+    pub hold: Option<String>,
+    /// Loader scripts handed out since it was last `up`, one per boot.
+    pub failed_boots: u32,
+    /// A loader script was handed out in the boot that is going on: its further files belong to a boot already granted.
+    pub boot_in_progress: bool,
+}
+
+/// What the configuration and the image folder offer.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Site {
+    /// Groups by name.
+    pub groups: BTreeMap<String, GroupOffer>,
+    /// Why no loader script can be rendered, if so.
+    pub templates_broken: Option<String>,
+}
+
+/// One group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupOffer {
+    /// Its image's name.
+    pub image: String,
+    /// Why that image cannot be booted, if so.
+    pub image_fault: Option<ImageFault>,
+    /// Command line of the image, then the words that always stand, then the group's.
+    pub cmdline: String,
+}
+
+/// Why an image cannot be booted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageFault {
+    /// There is no such folder or no manifest in it.
+    Missing(String),
+    /// A file differs from the manifest.
+    Damaged(String),
+    /// It was built without boot loaders for UEFI.
+    NoUefiLoader,
+}
+
+/// The answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Decision {
+    /// What to do.
+    pub action: Action,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// What to do with a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Boot this image.
+    Boot(Boot),
+    /// Send it to its own disk, by the fastest answer its firmware understands.
+    LocalDisk,
+    /// It did not ask for a boot: an address, and nothing about booting.
+    NoBootAnswer,
+}
+
+/// What to boot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Boot {
+    /// Image.
+    pub image: String,
+    /// Group.
+    pub group: String,
+    /// Loader that the DHCP answer names.
+    pub loader: Loader,
+    /// Kernel command line but for the words that depend on the machine.
+    pub cmdline: String,
+}
+
+/// The first file a machine fetches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Loader {
+    /// iPXE script over HTTP.
+    IpxeScript,
+    /// Debian's signed shim over TFTP, then GRUB.
+    Shim,
+}
+
+impl Loader {
+    /// Name of the door for people and for the kernel command line.
+    pub fn door(self) -> &'static str {
+        match self {
+            Self::IpxeScript => "pxe-bios",
+            Self::Shim => "pxe-uefi",
+        }
+    }
+
+    /// File name.
+    pub fn file(self) -> &'static str {
+        match self {
+            Self::IpxeScript => "boot.ipxe",
+            Self::Shim => "shimx64.efi",
+        }
+    }
+}
+
+/// Why. Each has a stable name, a line in plain words and, where there is one, the remedy in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reason {
+    /// The machine's group boots this image.
+    InGroup {
+        /// Group.
+        group: String,
+        /// Image.
+        image: String,
+    },
+    /// The sender is an operating system.
+    NotFirmware,
+    /// Nobody accepted it.
+    NotAdopted,
+    /// The administrator, or a person at the PC, sent it home.
+    Held(String),
+    /// It was handed a loader twice and never joined.
+    TwoFailedBoots,
+    /// Its group is not in `head.toml` any more.
+    UnknownGroup(String),
+    /// Image missing.
+    ImageMissing(String),
+    /// Image damaged.
+    ImageDamaged(String),
+    /// Image has no UEFI loaders.
+    NoUefiLoader(String),
+    /// A loader template is broken.
+    TemplateBroken(String),
+    /// We have no loader for it.
+    UnsupportedArchitecture(Platform),
+    /// Plain BIOS PXE without iPXE.
+    NoBiosLoader,
+    /// UEFI HTTP Boot.
+    NoHttpBoot,
+}
+
+impl Reason {
+    /// Stable name, kebab-case.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::InGroup { .. } => "in-group",
+            Self::NotFirmware => "not-firmware",
+            Self::NotAdopted => "not-adopted",
+            Self::Held(_) => "released",
+            Self::TwoFailedBoots => "two-failed-boots",
+            Self::UnknownGroup(_) => "unknown-group",
+            Self::ImageMissing(_) => "image-missing",
+            Self::ImageDamaged(_) => "image-damaged",
+            Self::NoUefiLoader(_) => "no-uefi-loader",
+            Self::TemplateBroken(_) => "template-broken",
+            Self::UnsupportedArchitecture(_) => "unsupported-architecture",
+            Self::NoBiosLoader => "no-bios-loader",
+            Self::NoHttpBoot => "no-http-boot",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::InGroup { group, image } => write!(f, "group {group} boots image {image}"),
+            Self::NotFirmware => f.write_str("an operating system asked, not firmware: it gets an address only"),
+            Self::NotAdopted => f.write_str("nobody has adopted it; `cidctl adopt` takes it in"),
+            Self::Held(why) => write!(f, "{why}; `cidctl wake` lets it boot again"),
+            Self::TwoFailedBoots => write!(f, "its last {MAX_FAILED_BOOTS} boots never joined; look at its screen, then `cidctl wake` lets it try again"),
+            Self::UnknownGroup(group) => write!(f, "its group {group} is not in head.toml; add [groups.{group}] or adopt it into another"),
+            Self::ImageMissing(what) => write!(f, "{what}; build it with `cidbuild image`"),
+            Self::ImageDamaged(what) => write!(f, "{what}; build the image again with `cidbuild image`"),
+            Self::NoUefiLoader(image) => write!(f, "image {image} holds no shim and GRUB for UEFI; build it again with `cidbuild image`"),
+            Self::TemplateBroken(what) => write!(f, "{what}; mend the template and restart cidhead"),
+            Self::UnsupportedArchitecture(platform) => write!(f, "no image for {platform} machines"),
+            Self::NoBiosLoader => f.write_str("its BIOS has a plain PXE ROM; this version boots BIOS machines through iPXE only"),
+            Self::NoHttpBoot => f.write_str("UEFI HTTP Boot is not served by this version; put UEFI PXE (IPv4) first in the boot order"),
+        }
+    }
+}
+
+/// Decides. See the module's first lines.
+pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
+    match refuse_or_boot(facts, standing, site) {
+        Ok(boot) => {
+            let reason = Reason::InGroup { group: boot.group.clone(), image: boot.image.clone() };
+            Decision { action: Action::Boot(boot), reason }
+        }
+        Err(reason) => {
+            let action = if facts.client == Client::OperatingSystem { Action::NoBootAnswer } else { Action::LocalDisk };
+            Decision { action, reason }
+        }
+    }
+}
+
+/// The reasons against, the machine's own first, then the site's, then the firmware's.
+fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boot, Reason> {
+    if facts.client == Client::OperatingSystem {
+        return Err(Reason::NotFirmware);
+    }
+    let group = standing.group.as_ref().ok_or(Reason::NotAdopted)?;
+    if let Some(why) = &standing.hold {
+        return Err(Reason::Held(why.clone()));
+    }
+    if standing.failed_boots >= MAX_FAILED_BOOTS && !standing.boot_in_progress {
+        return Err(Reason::TwoFailedBoots);
+    }
+    let offer = site.groups.get(group).ok_or_else(|| Reason::UnknownGroup(group.clone()))?;
+    if let Some(what) = &site.templates_broken {
+        return Err(Reason::TemplateBroken(what.clone()));
+    }
+    let loader = loader(facts)?;
+    match &offer.image_fault {
+        Some(ImageFault::Missing(what)) => return Err(Reason::ImageMissing(what.clone())),
+        Some(ImageFault::Damaged(what)) => return Err(Reason::ImageDamaged(what.clone())),
+        Some(ImageFault::NoUefiLoader) if loader == Loader::Shim => {
+            return Err(Reason::NoUefiLoader(offer.image.clone()));
+        }
+        Some(ImageFault::NoUefiLoader) | None => {}
+    }
+    Ok(Boot { image: offer.image.clone(), group: group.clone(), loader, cmdline: offer.cmdline.clone() })
+}
+
+fn loader(facts: &Facts) -> Result<Loader, Reason> {
+    match (facts.client, facts.platform) {
+        (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => Err(Reason::NoHttpBoot),
+        (_, Platform::Other(_)) => Err(Reason::UnsupportedArchitecture(facts.platform)),
+        (Client::Ipxe, Platform::Bios) => Ok(Loader::IpxeScript),
+        (Client::PxeFirmware, Platform::Bios) => Err(Reason::NoBiosLoader),
+        // iPXE on UEFI fetches the same shim: its own boot of a kernel would end at Secure Boot.
+        (_, Platform::UefiX64) => Ok(Loader::Shim),
+        (Client::OperatingSystem, Platform::Bios) => Err(Reason::NotFirmware),
+    }
+}
