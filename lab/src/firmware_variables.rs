@@ -101,6 +101,25 @@ pub struct Difference {
     pub after: Option<Vec<u8>>,
 }
 
+/// What may differ after a night (DESIGN section 5): what shim and the kernel's EFI stub write themselves, and what this
+/// firmware rewrites at every boot whoever is booted (measured by `firmware_rewrites_only_what_is_allowed`).
+/// The boot order is not in here, and never will be.
+const ALLOWED: &[&str] = &[
+    "SbatLevel",
+    "SbatLevelRT",
+    "MemoryOverwriteRequestControl",
+    "MemoryOverwriteRequestControlLock",
+    "MTC",
+];
+
+impl Difference {
+    /// Whether a night may leave this difference.
+    #[must_use]
+    pub fn is_allowed(&self) -> bool {
+        ALLOWED.contains(&self.key.name.as_str())
+    }
+}
+
 /// A flash image with a variable store in it.
 #[derive(Debug, Clone)]
 pub struct FirmwareVariables {

@@ -2,14 +2,21 @@
 //! play with. Never needed in production, and never in the way of the firmware: what a PC boots is decided by what the head answers.
 
 pub mod accelerator;
+pub mod demo;
 pub mod firmware_variables;
+pub mod head;
+pub mod image;
+pub mod lab;
 pub mod machine;
 pub mod pc;
 pub mod qmp;
 pub mod room;
 pub mod run;
+pub mod stages;
 pub mod windows;
 
+pub use head::{Head, HeadOptions, Strangers};
+pub use lab::{Lab, UP_LIMIT, WINDOWS_LIMIT};
 pub use machine::{Disk, Firmware, Machine, Watchdog};
 pub use pc::{Cable, Pc};
 pub use room::Room;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::firmware_variables::{Difference, FirmwareVariables};
+use crate::head::Control;
 use crate::machine::{Files, Machine, hex};
 use crate::qmp::Qmp;
 use crate::room::Room;
@@ -35,6 +36,7 @@ pub struct Pc {
     windows_seen: usize,
     disk_before: String,
     variables_before: Option<FirmwareVariables>,
+    pub(crate) control: Option<Control>,
 }
 
 impl Pc {
@@ -68,6 +70,7 @@ impl Pc {
             powered_on: SystemTime::now(),
             windows_seen: 0,
             variables_before: None,
+            control: None,
         };
         if this.machine.settled && this.machine.has_variables() {
             this.settle()?;
@@ -295,6 +298,18 @@ impl Pc {
             .unwrap_or_default()
             .matches("windows\n")
             .count()
+    }
+
+    /// Whether Windows was booted since the last [`Pc::wait_windows`].
+    #[must_use]
+    pub fn in_windows(&self) -> bool {
+        self.windows_boots() > self.windows_seen
+    }
+
+    /// Whether it has firmware variables (UEFI).
+    #[must_use]
+    pub fn has_variables(&self) -> bool {
+        self.machine.has_variables()
     }
 
     /// Waits until Windows is booted once more than at the last call. Returns the time of it.

@@ -15,6 +15,16 @@ fn boots_its_windows(name: &str, machine: Machine) -> Result<()> {
     pc.wait_windows(Duration::from_secs(400))?;
     pc.power_off()?;
     pc.assert_disk_untouched()?;
+    // No software of ours ran: this is what firmware rewrites whoever is booted.
+    let changed = pc.variable_differences()?;
+    println!(
+        "{name}: {:?}",
+        changed.iter().map(|found| &found.key.name).collect::<Vec<_>>()
+    );
+    assert!(
+        changed.iter().all(|found| found.is_allowed()),
+        "firmware itself changed {changed:?}"
+    );
     room.succeeded();
     Ok(())
 }
@@ -26,10 +36,10 @@ fn bios_sata() -> Result<()> {
 
 #[test]
 fn uefi_nvme() -> Result<()> {
-    boots_its_windows("uefi-nvme", Machine::uefi())
+    boots_its_windows("uefi-nvme", Machine::uefi().settled())
 }
 
 #[test]
 fn secure_boot_usb() -> Result<()> {
-    boots_its_windows("sb-usb", Machine::uefi_secure_boot().disk(Disk::Usb))
+    boots_its_windows("sb-usb", Machine::uefi_secure_boot().disk(Disk::Usb).settled())
 }

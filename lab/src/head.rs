@@ -1,0 +1,297 @@
+//! The real head in the room: started with a configuration, killed and started again as tests please, asked with the
+//! real `cidctl`. Must not look into the head's database.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use cid_protocol::api::{Event, NodeList, NodeRow};
+use rustix::process::Signal;
+
+use crate::room::{Room, signal};
+use crate::run::run;
+
+/// A head that was just started opens its database and asks whether another DHCP server is there.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// What goes into `head.toml`. The rest is fixed: interface `head0`, one group `lab`.
+#[derive(Debug, Clone)]
+pub struct HeadOptions {
+    /// Folder of built images.
+    pub images_dir: PathBuf,
+    /// Image of the group.
+    pub image: String,
+    /// What a PC gets that nobody adopted.
+    pub strangers: Strangers,
+    /// Group key `kernel_args`.
+    pub kernel_args: String,
+    /// Group key `bail_out`.
+    pub bail_out: String,
+    /// Group key `patience`.
+    pub patience: String,
+    /// Further lines of `head.toml`, at its top level.
+    pub more: String,
+}
+
+/// What the head does with PCs that nobody adopted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strangers {
+    /// Lists them and sends them to their own disk.
+    Wait,
+    /// Takes them into group `lab` at once.
+    Boot,
+}
+
+impl HeadOptions {
+    /// Image `name` in `images_dir`; strangers boot.
+    #[must_use]
+    pub fn new(images_dir: PathBuf, name: &str) -> Self {
+        Self {
+            images_dir,
+            image: name.to_owned(),
+            strangers: Strangers::Boot,
+            kernel_args: "console=ttyS0,115200".to_owned(),
+            bail_out: "10m".to_owned(),
+            patience: "60s".to_owned(),
+            more: String::new(),
+        }
+    }
+
+    fn to_toml(&self, dir: &Path) -> String {
+        let unknown = match self.strangers {
+            Strangers::Wait => "unknown = \"wait\"",
+            Strangers::Boot => "unknown = \"boot\"\ndefault_group = \"lab\"",
+        };
+        let (dir, images) = (dir.display(), self.images_dir.display());
+        format!(
+            "interface = \"head0\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
+             socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
+             bail_out = \"{}\"\npatience = \"{}\"\n",
+            self.more, self.image, self.kernel_args, self.bail_out, self.patience
+        )
+    }
+}
+
+/// A head in the room; it may be down.
+#[derive(Debug)]
+pub struct Head {
+    room: Arc<Room>,
+    process: Option<Child>,
+    control: Control,
+}
+
+/// How to ask the head: the real `cidctl` with the head's socket.
+#[derive(Debug, Clone)]
+pub struct Control {
+    program: PathBuf,
+    socket: PathBuf,
+}
+
+impl Head {
+    /// Writes `head.toml` and starts the head; returns when it answers.
+    ///
+    /// # Errors
+    /// When it does not start; with the end of its log.
+    pub fn start(room: &Arc<Room>, options: &HeadOptions) -> Result<Self> {
+        let control = Control {
+            program: program("cidctl")?,
+            socket: room.dir().join("head.sock"),
+        };
+        let mut this = Self {
+            room: Arc::clone(room),
+            process: None,
+            control,
+        };
+        this.configure(options)?;
+        this.up()?;
+        Ok(this)
+    }
+
+    /// Writes another `head.toml`; it counts from the next start.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn configure(&self, options: &HeadOptions) -> Result<()> {
+        let dir = self.room.dir();
+        fs::create_dir_all(dir.join("state"))?;
+        fs::write(dir.join("head.toml"), options.to_toml(dir)).context("writing head.toml")
+    }
+
+    /// Starts the head if it is down; returns when it answers.
+    ///
+    /// # Errors
+    /// When it ends, or does not answer in time; with the end of its log.
+    pub fn up(&mut self) -> Result<()> {
+        self.launch()?;
+        let deadline = Instant::now() + START_LIMIT;
+        while self.control.ask(&["status", "--json"]).is_err() {
+            let ended = match &mut self.process {
+                Some(process) => process.try_wait()?,
+                None => None,
+            };
+            if ended.is_some() || Instant::now() > deadline {
+                self.process = None;
+                bail!("cidhead did not come up: {}", self.log_tail());
+            }
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Starts the head if it is down, and does not wait for it.
+    ///
+    /// # Errors
+    /// When the program cannot be started.
+    pub fn launch(&mut self) -> Result<()> {
+        if self.process.is_some() {
+            return Ok(());
+        }
+        let log = fs::File::options().create(true).append(true).open(self.log())?;
+        let mut command = self.room.command(program("cidhead")?);
+        command.arg("--config").arg(self.room.dir().join("head.toml"));
+        let process = command
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn();
+        self.process = Some(process.context("starting cidhead")?);
+        Ok(())
+    }
+
+    /// Kills the head (`kill -9`).
+    ///
+    /// # Errors
+    /// When it is down.
+    pub fn kill(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the head is down")?;
+        signal(&process, Signal::KILL)?;
+        process.wait()?;
+        Ok(())
+    }
+
+    /// Asks the head to stop (SIGTERM) and waits for it.
+    ///
+    /// # Errors
+    /// When it is down, does not stop within 15 s, or says that it failed.
+    pub fn stop(&mut self) -> Result<()> {
+        let mut process = self.process.take().context("the head is down")?;
+        signal(&process, Signal::TERM)?;
+        let deadline = Instant::now() + Duration::from_secs(15);
+        loop {
+            if let Some(status) = process.try_wait()? {
+                ensure!(
+                    status.success(),
+                    "cidhead stopped with {status}: {}",
+                    self.log_tail()
+                );
+                return Ok(());
+            }
+            if Instant::now() > deadline {
+                process.kill()?;
+                bail!("cidhead did not stop within 15 s of SIGTERM");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// How to ask it.
+    #[must_use]
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Its log file.
+    #[must_use]
+    pub fn log(&self) -> PathBuf {
+        self.room.dir().join("head.log")
+    }
+
+    fn log_tail(&self) -> String {
+        let log = fs::read_to_string(self.log()).unwrap_or_default();
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(5)..].join("; ")
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+}
+
+impl Control {
+    /// Runs `cidctl` with these arguments; returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn ask(&self, arguments: &[&str]) -> Result<String> {
+        run(&mut self.command(arguments))
+    }
+
+    /// `cidctl` with these arguments, to be run.
+    #[must_use]
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.program);
+        command.arg("--socket").arg(&self.socket).args(arguments);
+        command
+    }
+
+    /// All machines, as `cidctl nodes --json` prints them.
+    ///
+    /// # Errors
+    /// When the head is down or the answer is not understood.
+    pub fn nodes(&self) -> Result<Vec<NodeRow>> {
+        let text = self.ask(&["nodes", "--json"])?;
+        Ok(serde_json::from_str::<NodeList>(&text)
+            .context("reading what cidctl nodes --json printed")?
+            .nodes)
+    }
+
+    /// The machine with this MAC, if the head has heard of it.
+    ///
+    /// # Errors
+    /// As [`Control::nodes`].
+    pub fn node(&self, mac: &str) -> Result<Option<NodeRow>> {
+        Ok(self.nodes()?.into_iter().find(|node| node.mac == mac))
+    }
+
+    /// The head's latest events (1000 at most), oldest first.
+    ///
+    /// # Errors
+    /// When the head is down or the answer is not understood.
+    pub fn events(&self) -> Result<Vec<Event>> {
+        let text = self.ask(&["events", "--json", "-n", "1000"])?;
+        text.lines()
+            .filter(|line| !line.trim().is_empty())
+            .map(|line| serde_json::from_str(line).context("reading what cidctl events --json printed"))
+            .collect()
+    }
+}
+
+/// A program of this project: in `$CID_BIN_DIR`, else beside the running one (tests run from a folder below).
+///
+/// # Errors
+/// When it has not been built.
+pub fn program(name: &str) -> Result<PathBuf> {
+    let mut places: Vec<PathBuf> = std::env::var_os("CID_BIN_DIR")
+        .map(PathBuf::from)
+        .into_iter()
+        .collect();
+    if places.is_empty() {
+        let own = std::env::current_exe().context("finding the running program")?;
+        places.extend(own.ancestors().skip(1).take(2).map(Path::to_owned));
+    }
+    let found = places
+        .iter()
+        .map(|place| place.join(name))
+        .find(|path| path.is_file());
+    found.with_context(|| {
+        format!("{name} is not built: `cargo build -p {name}`, or name its folder in CID_BIN_DIR")
+    })
+}

@@ -1,0 +1,166 @@
+//! A room with the real head in it, and PCs: what a boot test starts from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, Result};
+use cid_protocol::api::{NodeRow, NodeState};
+
+use crate::head::{Control, Head, HeadOptions};
+use crate::machine::Machine;
+use crate::pc::Pc;
+use crate::room::Room;
+use crate::windows::Windows;
+
+/// Deadline for a way from power-on to `up` here: four times what it takes under software emulation.
+pub const UP_LIMIT: Duration = Duration::from_secs(240);
+/// Deadline for a way from power-on or reset to the PC's own Windows.
+pub const WINDOWS_LIMIT: Duration = Duration::from_secs(150);
+
+/// A room, a head, and the means to build PCs.
+#[derive(Debug)]
+pub struct Lab {
+    /// The head; public, so that tests can kill and restart it.
+    pub head: Head,
+    windows: Windows,
+    pcs: AtomicU8,
+    room: Arc<Room>,
+}
+
+impl Lab {
+    /// A room with a head that takes in every PC and boots the image `minimal`; frames are captured.
+    ///
+    /// # Errors
+    /// When there is no image or program, or the room cannot be made. The error says how to get it.
+    pub fn start(name: &str) -> Result<Self> {
+        Self::start_with(name, |options| options)
+    }
+
+    /// The same with other options.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub fn start_with(name: &str, change: impl FnOnce(HeadOptions) -> HeadOptions) -> Result<Self> {
+        let options = change(HeadOptions::new(images_dir(), "minimal"));
+        Self::start_in(Room::start(name)?, &options)
+    }
+
+    /// In a room that exists already.
+    ///
+    /// # Errors
+    /// As [`Lab::start`].
+    pub fn start_in(mut room: Room, options: &HeadOptions) -> Result<Self> {
+        let manifest = options.images_dir.join(&options.image).join("manifest.json");
+        anyhow::ensure!(
+            manifest.exists(),
+            "no image {}: `cidbuild image {} --out {}`",
+            manifest.display(),
+            options.image,
+            options.images_dir.display()
+        );
+        room.capture()?;
+        let windows = Windows::build(&room.dir().join("windows"))?;
+        let room = Arc::new(room);
+        let head = Head::start(&room, options)?;
+        Ok(Self {
+            head,
+            windows,
+            pcs: AtomicU8::new(0),
+            room,
+        })
+    }
+
+    /// The room.
+    #[must_use]
+    pub fn room(&self) -> &Arc<Room> {
+        &self.room
+    }
+
+    /// Builds a PC; it is off.
+    ///
+    /// # Errors
+    /// When a file cannot be made.
+    pub fn build(&self, machine: Machine) -> Result<Pc> {
+        let number = self.pcs.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut pc = Pc::build(&self.room, &self.windows, machine, number)?;
+        pc.control = Some(self.head.control().clone());
+        Ok(pc)
+    }
+
+    /// Builds a PC and switches it on.
+    ///
+    /// # Errors
+    /// When a file cannot be made or QEMU does not start.
+    pub fn power_on(&self, machine: Machine) -> Result<Pc> {
+        let mut pc = self.build(machine)?;
+        pc.power_on()?;
+        Ok(pc)
+    }
+
+    /// Runs `cidctl`; returns what it printed.
+    ///
+    /// # Errors
+    /// When it fails; with what it said.
+    pub fn ctl(&self, arguments: &[&str]) -> Result<String> {
+        self.head.control().ask(arguments)
+    }
+
+    /// Ends the room; its folder is removed. Call it last: a lab that is dropped without it keeps its folder.
+    pub fn succeeded(self) {
+        self.room.succeeded();
+    }
+}
+
+impl Pc {
+    /// What the head knows of it, if anything.
+    ///
+    /// # Errors
+    /// When the head is down, or the PC stands in a room without one.
+    pub fn node(&self) -> Result<Option<NodeRow>> {
+        self.control().and_then(|control| control.node(&self.mac()))
+    }
+
+    pub(crate) fn control(&self) -> Result<&Control> {
+        self.control.as_ref().context("this room has no head")
+    }
+
+    /// Waits until `cidctl nodes` says that the PC, in the boot that began with its last power-on or reset, is `up`.
+    /// A head that is down at a look is asked again.
+    ///
+    /// # Errors
+    /// At the deadline, with the end of the serial log.
+    pub fn wait_up(&mut self, limit: Duration) -> Result<NodeRow> {
+        self.wait_state(NodeState::Up, limit)
+    }
+
+    /// Waits for a state that began after the last power-on or reset.
+    ///
+    /// # Errors
+    /// At the deadline, with the end of the serial log.
+    pub fn wait_state(&mut self, state: NodeState, limit: Duration) -> Result<NodeRow> {
+        self.control()?;
+        let since = self
+            .powered_on()
+            .duration_since(SystemTime::UNIX_EPOCH)?
+            .as_secs();
+        let mut found = None;
+        self.wait(&format!("state {state:?}"), limit, |this| {
+            let node = this.node().ok().flatten();
+            found = node
+                .filter(|node| node.state == state && (node.since_unix >= since || state == NodeState::Seen));
+            Ok(found.is_some())
+        })?;
+        found.context("a node")
+    }
+}
+
+/// Folder of built images: `$CID_IMAGES_DIR`, else `build/images` in the tree.
+#[must_use]
+pub fn images_dir() -> PathBuf {
+    std::env::var_os("CID_IMAGES_DIR").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../build/images"),
+        PathBuf::from,
+    )
+}
