@@ -42,11 +42,17 @@ impl FromStr for MacAddress {
         let mut bytes = [0; 6];
         let mut parts = text.split([':', '-']);
         for byte in &mut bytes {
-            let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
+            let part = parts
+                .next()
+                .filter(|part| part.len() == 2 && part.bytes().all(|b| b.is_ascii_hexdigit()));
             *byte = u8::from_str_radix(part.ok_or_else(bad)?, 16).map_err(|_| bad())?;
         }
         let mac = Self(bytes);
-        if parts.next().is_some() || !mac.is_unicast() { Err(bad()) } else { Ok(mac) }
+        if parts.next().is_some() || !mac.is_unicast() {
+            Err(bad())
+        } else {
+            Ok(mac)
+        }
     }
 }
 
@@ -58,7 +64,10 @@ impl fmt::Display for Uuid {
     /// As Linux prints `product_uuid`: the first three fields are little-endian on the wire (SMBIOS 2.6, 7.2.1).
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let [a0, a1, a2, a3, b0, b1, c0, c1, d0, d1, e0, e1, e2, e3, e4, e5] = self.0;
-        write!(f, "{a3:02x}{a2:02x}{a1:02x}{a0:02x}-{b1:02x}{b0:02x}-{c1:02x}{c0:02x}-{d0:02x}{d1:02x}-")?;
+        write!(
+            f,
+            "{a3:02x}{a2:02x}{a1:02x}{a0:02x}-{b1:02x}{b0:02x}-{c1:02x}{c0:02x}-{d0:02x}{d1:02x}-"
+        )?;
         write!(f, "{e0:02x}{e1:02x}{e2:02x}{e3:02x}{e4:02x}{e5:02x}")
     }
 }
@@ -132,14 +141,23 @@ mod tests {
     fn mac_addresses_as_text() {
         let mac: MacAddress = "52-54-00-AB-cd-01".parse().unwrap();
         assert_eq!(mac.to_string(), "52:54:00:ab:cd:01");
-        for wrong in ["", "52:54:00:ab:cd", "52:54:00:ab:cd:01:02", "52:54:00:ab:cd:+1", "ff:ff:ff:ff:ff:ff", "00:00:00:00:00:00"] {
+        for wrong in [
+            "",
+            "52:54:00:ab:cd",
+            "52:54:00:ab:cd:01:02",
+            "52:54:00:ab:cd:+1",
+            "ff:ff:ff:ff:ff:ff",
+            "00:00:00:00:00:00",
+        ] {
             assert!(wrong.parse::<MacAddress>().is_err(), "{wrong}");
         }
     }
 
     #[test]
     fn uuid_is_printed_as_linux_prints_it() {
-        let uuid = Uuid([0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff]);
+        let uuid = Uuid([
+            0x33, 0x22, 0x11, 0, 0x55, 0x44, 0x77, 0x66, 0x88, 0x99, 0xaa, 0xbb, 0xcc, 0xdd, 0xee, 0xff,
+        ]);
         assert_eq!(uuid.to_string(), "00112233-4455-6677-8899-aabbccddeeff");
     }
 

@@ -189,18 +189,33 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::InGroup { group, image } => write!(f, "group {group} boots image {image}"),
-            Self::NotFirmware => f.write_str("an operating system asked, not firmware: it gets an address only"),
+            Self::NotFirmware => {
+                f.write_str("an operating system asked, not firmware: it gets an address only")
+            }
             Self::NotAdopted => f.write_str("nobody has adopted it; `cidctl adopt` takes it in"),
             Self::Held(why) => write!(f, "{why}; `cidctl wake` lets it boot again"),
-            Self::TwoFailedBoots => write!(f, "its last {MAX_FAILED_BOOTS} boots never joined; look at its screen, then `cidctl wake` lets it try again"),
-            Self::UnknownGroup(group) => write!(f, "its group {group} is not in head.toml; add [groups.{group}] or adopt it into another"),
+            Self::TwoFailedBoots => write!(
+                f,
+                "its last {MAX_FAILED_BOOTS} boots never joined; look at its screen, then `cidctl wake` lets it try again"
+            ),
+            Self::UnknownGroup(group) => write!(
+                f,
+                "its group {group} is not in head.toml; add [groups.{group}] or adopt it into another"
+            ),
             Self::ImageMissing(what) => write!(f, "{what}; build it with `cidbuild image`"),
             Self::ImageDamaged(what) => write!(f, "{what}; build the image again with `cidbuild image`"),
-            Self::NoUefiLoader(image) => write!(f, "image {image} holds no shim and GRUB for UEFI; build it again with `cidbuild image`"),
+            Self::NoUefiLoader(image) => write!(
+                f,
+                "image {image} holds no shim and GRUB for UEFI; build it again with `cidbuild image`"
+            ),
             Self::TemplateBroken(what) => write!(f, "{what}; mend the template and restart cidhead"),
             Self::UnsupportedArchitecture(platform) => write!(f, "no image for {platform} machines"),
-            Self::NoBiosLoader => f.write_str("its BIOS has a plain PXE ROM; this version boots BIOS machines through iPXE only"),
-            Self::NoHttpBoot => f.write_str("UEFI HTTP Boot is not served by this version; put UEFI PXE (IPv4) first in the boot order"),
+            Self::NoBiosLoader => f.write_str(
+                "its BIOS has a plain PXE ROM; this version boots BIOS machines through iPXE only",
+            ),
+            Self::NoHttpBoot => f.write_str(
+                "UEFI HTTP Boot is not served by this version; put UEFI PXE (IPv4) first in the boot order",
+            ),
         }
     }
 }
@@ -209,11 +224,21 @@ impl fmt::Display for Reason {
 pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
     match refuse_or_boot(facts, standing, site) {
         Ok(boot) => {
-            let reason = Reason::InGroup { group: boot.group.clone(), image: boot.image.clone() };
-            Decision { action: Action::Boot(boot), reason }
+            let reason = Reason::InGroup {
+                group: boot.group.clone(),
+                image: boot.image.clone(),
+            };
+            Decision {
+                action: Action::Boot(boot),
+                reason,
+            }
         }
         Err(reason) => {
-            let action = if facts.client == Client::OperatingSystem { Action::NoBootAnswer } else { Action::LocalDisk };
+            let action = if facts.client == Client::OperatingSystem {
+                Action::NoBootAnswer
+            } else {
+                Action::LocalDisk
+            };
             Decision { action, reason }
         }
     }
@@ -231,7 +256,10 @@ fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boo
     if standing.failed_boots >= MAX_FAILED_BOOTS && !standing.boot_in_progress {
         return Err(Reason::TwoFailedBoots);
     }
-    let offer = site.groups.get(group).ok_or_else(|| Reason::UnknownGroup(group.clone()))?;
+    let offer = site
+        .groups
+        .get(group)
+        .ok_or_else(|| Reason::UnknownGroup(group.clone()))?;
     if let Some(what) = &site.templates_broken {
         return Err(Reason::TemplateBroken(what.clone()));
     }
@@ -244,7 +272,12 @@ fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boo
         }
         Some(ImageFault::NoUefiLoader) | None => {}
     }
-    Ok(Boot { image: offer.image.clone(), group: group.clone(), loader, cmdline: offer.cmdline.clone() })
+    Ok(Boot {
+        image: offer.image.clone(),
+        group: group.clone(),
+        loader,
+        cmdline: offer.cmdline.clone(),
+    })
 }
 
 fn loader(facts: &Facts) -> Result<Loader, Reason> {

@@ -92,7 +92,12 @@ impl LeaseTable {
     }
 
     /// Picks an address to offer: the machine's own, the one it asks for, a free one, the longest expired one.
-    pub fn offer(&mut self, now: u64, mac: MacAddress, wish: Option<Ipv4Addr>) -> Result<Ipv4Addr, NoAddress> {
+    pub fn offer(
+        &mut self,
+        now: u64,
+        mac: MacAddress,
+        wish: Option<Ipv4Addr>,
+    ) -> Result<Ipv4Addr, NoAddress> {
         self.forget_old(now);
         let address = self
             .address_of(mac)
@@ -106,16 +111,28 @@ impl LeaseTable {
             return Err(NoAddress::TooManyOffers);
         }
         self.drop_offer(mac);
-        self.offers.insert(mac, Offer { address, expires_unix: now + OFFER_SECS });
+        self.offers.insert(
+            mac,
+            Offer {
+                address,
+                expires_unix: now + OFFER_SECS,
+            },
+        );
         self.offered.insert(address, mac);
         Ok(address)
     }
 
     /// Whether `mac` may have `address`: it is in the range, and nobody else holds it or was offered it.
     pub fn may_have(&self, now: u64, mac: MacAddress, address: Ipv4Addr) -> bool {
-        if self.address_of(mac).is_some_and(|held| held != address && self.in_range(held)) {
+        if self
+            .address_of(mac)
+            .is_some_and(|held| held != address && self.in_range(held))
+        {
             // One machine, one address: it is to ask again and get its own.
-            return self.offers.get(&mac).is_some_and(|offer| offer.address == address);
+            return self
+                .offers
+                .get(&mac)
+                .is_some_and(|offer| offer.address == address);
         }
         self.is_free_for(now, address, mac)
     }
@@ -123,7 +140,11 @@ impl LeaseTable {
     /// Promises `address` to `mac` until `expires_unix`. The caller checked [`may_have`](Self::may_have), and writes the
     /// record before it tells the client.
     pub fn grant(&mut self, mac: MacAddress, address: Ipv4Addr, expires_unix: u64) -> LeaseRecord {
-        let record = LeaseRecord { mac, address, expires_unix };
+        let record = LeaseRecord {
+            mac,
+            address,
+            expires_unix,
+        };
         self.drop_offer(mac);
         self.remember(record);
         record
@@ -131,7 +152,10 @@ impl LeaseTable {
 
     /// The client gives its address back; it keeps its claim to the same one. `None` when it does not hold it.
     pub fn release(&mut self, now: u64, mac: MacAddress, address: Ipv4Addr) -> Option<LeaseRecord> {
-        let lease = self.leases.get_mut(&mac).filter(|lease| lease.address == address)?;
+        let lease = self
+            .leases
+            .get_mut(&mac)
+            .filter(|lease| lease.address == address)?;
         lease.expires_unix = lease.expires_unix.min(now);
         Some(*lease)
     }
@@ -140,7 +164,10 @@ impl LeaseTable {
     /// client's: a stranger cannot empty the range by declining.
     pub fn decline(&mut self, now: u64, mac: MacAddress, address: Ipv4Addr) -> bool {
         let held = self.address_of(mac) == Some(address);
-        let offered = self.offers.get(&mac).is_some_and(|offer| offer.address == address);
+        let offered = self
+            .offers
+            .get(&mac)
+            .is_some_and(|offer| offer.address == address);
         if !held && !offered {
             return false;
         }
@@ -171,7 +198,11 @@ impl LeaseTable {
 
     fn is_free_for(&self, now: u64, address: Ipv4Addr, mac: MacAddress) -> bool {
         let others_lease = self.holders.get(&address).filter(|holder| **holder != mac);
-        let expired = |holder: &MacAddress| self.leases.get(holder).is_none_or(|lease| lease.expires_unix <= now);
+        let expired = |holder: &MacAddress| {
+            self.leases
+                .get(holder)
+                .is_none_or(|lease| lease.expires_unix <= now)
+        };
         self.in_range(address)
             && others_lease.is_none_or(expired)
             && self.offered.get(&address).is_none_or(|to| *to == mac)
@@ -183,7 +214,9 @@ impl LeaseTable {
     fn free_address(&self, mac: MacAddress) -> Option<Ipv4Addr> {
         let size = self.last.checked_sub(self.first)?.checked_add(1)?;
         // FNV-1a: any spread will do, it only must not change between versions.
-        let hash = mac.0.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+        let hash = mac.0.iter().fold(0x811c_9dc5_u32, |hash, byte| {
+            (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193)
+        });
         (0..size)
             .map(|step| Ipv4Addr::from(self.first + (hash % size + step) % size))
             .find(|address| {
@@ -198,13 +231,20 @@ impl LeaseTable {
         self.leases
             .values()
             .filter(|lease| lease.expires_unix <= now && self.in_range(lease.address))
-            .filter(|lease| !self.offered.contains_key(&lease.address) && !self.quarantine.contains_key(&lease.address))
+            .filter(|lease| {
+                !self.offered.contains_key(&lease.address) && !self.quarantine.contains_key(&lease.address)
+            })
             .min_by_key(|lease| lease.expires_unix)
             .map(|lease| lease.address)
     }
 
     fn forget_old(&mut self, now: u64) {
-        let Self { offers, offered, quarantine, .. } = self;
+        let Self {
+            offers,
+            offered,
+            quarantine,
+            ..
+        } = self;
         offers.retain(|_, offer| {
             let keep = offer.expires_unix > now;
             if !keep {

@@ -4,4 +4,6 @@ pub mod classify;
 pub mod leases;
 pub mod packet;
 pub mod reply;
+pub mod rival;
 pub mod server;
+pub mod socket;

@@ -165,7 +165,8 @@ impl Packet {
             return Err(Malformed::NoCookie);
         }
         // htype 1 and hlen 6: Ethernet. Anything else would make `chaddr()` of the library slice out of bounds.
-        let (Some([1, 6]), Some(chaddr)) = (bytes.get(1..3), bytes.get(CHADDR_OFFSET..CHADDR_OFFSET + 6)) else {
+        let (Some([1, 6]), Some(chaddr)) = (bytes.get(1..3), bytes.get(CHADDR_OFFSET..CHADDR_OFFSET + 6))
+        else {
             return Err(Malformed::BadHardwareAddress);
         };
         let mac = MacAddress(chaddr.try_into().map_err(|_| Malformed::BadHardwareAddress)?);
@@ -220,7 +221,10 @@ impl Packet {
     /// Option 93: a list of big-endian 16-bit codes.
     pub fn architectures(&self) -> Vec<u16> {
         let bytes = self.option(option::ARCHITECTURE).unwrap_or_default();
-        bytes.chunks_exact(2).map(|pair| pair.iter().fold(0, |sum, byte| (sum << 8) | u16::from(*byte))).collect()
+        bytes
+            .chunks_exact(2)
+            .map(|pair| pair.iter().fold(0, |sum, byte| (sum << 8) | u16::from(*byte)))
+            .collect()
     }
 
     fn check_uuid(&self) -> Result<(), Malformed> {
@@ -236,7 +240,10 @@ impl Packet {
 fn collect_options(bytes: &[u8], view: &borrowed::Message<'_>) -> BTreeMap<u8, Vec<u8>> {
     let mut options: BTreeMap<u8, Vec<u8>> = BTreeMap::new();
     for found in view.opts() {
-        options.entry(found.code().into()).or_default().extend_from_slice(found.data());
+        options
+            .entry(found.code().into())
+            .or_default()
+            .extend_from_slice(found.data());
     }
     let overload = match options.get(&option::OVERLOAD).map(Vec::as_slice) {
         Some([value]) => *value,
@@ -245,7 +252,10 @@ fn collect_options(bytes: &[u8], view: &borrowed::Message<'_>) -> BTreeMap<u8, V
     for (bit, range) in [(1, FILE), (2, SNAME)] {
         if overload & bit != 0 {
             for found in borrowed::DhcpOptionIterator::new(bytes.get(range).unwrap_or_default()) {
-                options.entry(found.code().into()).or_default().extend_from_slice(found.data());
+                options
+                    .entry(found.code().into())
+                    .or_default()
+                    .extend_from_slice(found.data());
             }
         }
     }

@@ -41,8 +41,16 @@ pub enum EncodeError {
 }
 
 /// Builds the answer to `request`.
-pub fn encode(request: &Packet, kind: MessageType, server: Ipv4Addr, body: &Body) -> Result<Vec<u8>, EncodeError> {
-    let too_long = |what| EncodeError::TooLong { mac: request.mac.to_string(), what };
+pub fn encode(
+    request: &Packet,
+    kind: MessageType,
+    server: Ipv4Addr,
+    body: &Body,
+) -> Result<Vec<u8>, EncodeError> {
+    let too_long = |what| EncodeError::TooLong {
+        mac: request.mac.to_string(),
+        what,
+    };
     let mut message = v4::Message::default();
     message
         .set_opcode(v4::Opcode::BootReply)
@@ -80,10 +88,14 @@ pub fn encode(request: &Packet, kind: MessageType, server: Ipv4Addr, body: &Body
         if value.len() > 255 {
             return Err(too_long("an option"));
         }
-        message.opts_mut().insert(DhcpOption::Unknown(UnknownOption::new(code.into(), value)));
+        message
+            .opts_mut()
+            .insert(DhcpOption::Unknown(UnknownOption::new(code.into(), value)));
     }
     let mut bytes = Vec::with_capacity(MIN_LENGTH);
-    message.encode(&mut Encoder::new(&mut bytes)).map_err(|_| too_long("the whole"))?;
+    message
+        .encode(&mut Encoder::new(&mut bytes))
+        .map_err(|_| too_long("the whole"))?;
     if bytes.len() > MAX_LENGTH {
         return Err(too_long("the whole"));
     }

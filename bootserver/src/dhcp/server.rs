@@ -4,7 +4,7 @@
 //! Must never own a socket, a clock or the disk. A [`Output::Transmit`] behind a [`Output::Persist`] may leave only
 //! when that is on disk.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use crate::dhcp::classify::classify;
@@ -42,7 +42,9 @@ pub struct Settings {
 
 impl Settings {
     fn mask(&self) -> u32 {
-        u32::MAX.checked_shl(32 - u32::from(self.prefix.min(32))).unwrap_or(0)
+        u32::MAX
+            .checked_shl(32 - u32::from(self.prefix.min(32)))
+            .unwrap_or(0)
     }
 
     fn in_subnet(&self, address: Ipv4Addr) -> bool {
@@ -90,6 +92,9 @@ pub enum Drop {
     /// Another server's answer, or our own.
     #[error("dhcp-reply-heard")]
     ReplyHeard,
+    /// Our own probe for a rival.
+    #[error("dhcp-own-probe")]
+    OwnProbe,
     /// A message that only servers send.
     #[error("dhcp-not-a-client-message")]
     NotAClientMessage,
@@ -127,15 +132,21 @@ pub struct Server {
     settings: Settings,
     leases: LeaseTable,
     suspended: bool,
+    ignored: Option<MacAddress>,
     outputs: VecDeque<Output>,
-    drops: BTreeMap<String, u64>,
 }
 
 impl Server {
     /// Starts from what the disk remembers.
     pub fn new(settings: Settings, records: &[LeaseRecord]) -> Self {
         let leases = LeaseTable::new(settings.first, settings.last, settings.address, records);
-        Self { settings, leases, suspended: false, outputs: VecDeque::new(), drops: BTreeMap::new() }
+        Self {
+            settings,
+            leases,
+            suspended: false,
+            ignored: None,
+            outputs: VecDeque::new(),
+        }
     }
 
     /// Who holds which address.
@@ -143,14 +154,14 @@ impl Server {
         &self.leases
     }
 
-    /// Drops so far, by reason.
-    pub fn drops(&self) -> &BTreeMap<String, u64> {
-        &self.drops
-    }
-
     /// Keeps silent from now on, or speaks again.
     pub fn set_suspended(&mut self, suspended: bool) {
         self.suspended = suspended;
+    }
+
+    /// Our own probes for a rival come back to us as broadcasts; they are not to be answered.
+    pub fn ignore(&mut self, mac: MacAddress) {
+        self.ignored = Some(mac);
     }
 
     /// Next thing to do, in order.
@@ -158,19 +169,20 @@ impl Server {
         self.outputs.pop_front()
     }
 
-    /// Takes in one datagram from port 67. `decide` is the policy over what the head knows.
-    pub fn handle_packet(&mut self, now: u64, bytes: &[u8], decide: &dyn Fn(&Facts) -> Decision) -> Result<(), Drop> {
-        let result = self.handle(now, bytes, decide);
-        if let Err(drop) = &result {
-            *self.drops.entry(drop.to_string()).or_default() += 1;
-        }
-        result
-    }
-
-    fn handle(&mut self, now: u64, bytes: &[u8], decide: &dyn Fn(&Facts) -> Decision) -> Result<(), Drop> {
+    /// Takes in one datagram from port 67. `decide` is the policy over what the head knows. An error is a drop that the
+    /// caller counts; outputs queued until then stand.
+    pub fn handle_packet(
+        &mut self,
+        now: u64,
+        bytes: &[u8],
+        decide: &dyn Fn(&Facts) -> Decision,
+    ) -> Result<(), Drop> {
         let packet = Packet::decode(bytes)?;
         if packet.direction == Direction::Reply {
             return Err(Drop::ReplyHeard);
+        }
+        if self.ignored == Some(packet.mac) {
+            return Err(Drop::OwnProbe);
         }
         if !packet.giaddr.is_unspecified() && !self.settings.in_subnet(packet.giaddr) {
             return Err(Drop::ForeignRelay);
@@ -185,13 +197,22 @@ impl Server {
             MessageType::Request => self.request(now, &packet, &facts, decide),
             MessageType::Inform => self.inform(&packet),
             MessageType::Release => {
-                let record = self.leases.release(now, packet.mac, packet.ciaddr).ok_or(Drop::NotHolder)?;
+                let record = self
+                    .leases
+                    .release(now, packet.mac, packet.ciaddr)
+                    .ok_or(Drop::NotHolder)?;
                 self.outputs.push_back(Output::Persist(record));
                 Ok(())
             }
             MessageType::Decline => {
-                let address = packet.address_option(option::REQUESTED_ADDRESS).ok_or(Drop::NoRequestedAddress)?;
-                if self.leases.decline(now, packet.mac, address) { Ok(()) } else { Err(Drop::NotHolder) }
+                let address = packet
+                    .address_option(option::REQUESTED_ADDRESS)
+                    .ok_or(Drop::NoRequestedAddress)?;
+                if self.leases.decline(now, packet.mac, address) {
+                    Ok(())
+                } else {
+                    Err(Drop::NotHolder)
+                }
             }
             MessageType::Offer | MessageType::Ack | MessageType::Nak => Err(Drop::NotAClientMessage),
         }
@@ -200,7 +221,8 @@ impl Server {
     /// A REQUEST on our own wire that names another server shows that there is one. Behind a relay it may be right.
     fn notice_rival(&mut self, packet: &Packet) {
         let named = packet.address_option(option::SERVER_IDENTIFIER);
-        if let (MessageType::Request, Some(server), true) = (packet.message_type, named, packet.giaddr.is_unspecified())
+        if let (MessageType::Request, Some(server), true) =
+            (packet.message_type, named, packet.giaddr.is_unspecified())
             && server != self.settings.address
         {
             self.outputs.push_back(Output::RivalNamed(server));
@@ -214,7 +236,9 @@ impl Server {
         facts: &Facts,
         decide: &dyn Fn(&Facts) -> Decision,
     ) -> Result<(), Drop> {
-        let address = self.leases.offer(now, packet.mac, packet.address_option(option::REQUESTED_ADDRESS))?;
+        let address = self
+            .leases
+            .offer(now, packet.mac, packet.address_option(option::REQUESTED_ADDRESS))?;
         self.observe_client(facts);
         let decision = decide(facts);
         let body = self.body(packet, facts, &decision, Some(address));
@@ -228,7 +252,10 @@ impl Server {
         facts: &Facts,
         decide: &dyn Fn(&Facts) -> Decision,
     ) -> Result<(), Drop> {
-        if packet.address_option(option::SERVER_IDENTIFIER).is_some_and(|server| server != self.settings.address) {
+        if packet
+            .address_option(option::SERVER_IDENTIFIER)
+            .is_some_and(|server| server != self.settings.address)
+        {
             self.leases.drop_offer(packet.mac);
             return Err(Drop::OtherServer);
         }
@@ -239,23 +266,30 @@ impl Server {
         if !self.leases.may_have(now, packet.mac, address) {
             return self.transmit(packet, MessageType::Nak, &Body::default());
         }
-        let record = self.leases.grant(packet.mac, address, now + u64::from(self.settings.lease_secs));
+        let record = self
+            .leases
+            .grant(packet.mac, address, now + u64::from(self.settings.lease_secs));
         self.outputs.push_back(Output::Persist(record));
         if facts.client == Client::OperatingSystem {
             self.observe_client(facts);
         }
-        self.outputs.push_back(Output::Observe(packet.mac, Observation::Leased(address)));
+        self.outputs
+            .push_back(Output::Observe(packet.mac, Observation::Leased(address)));
         let decision = decide(facts);
         let body = self.body(packet, facts, &decision, Some(address));
         if decision.action != Action::NoBootAnswer {
-            self.outputs.push_back(Output::Observe(packet.mac, Observation::Decided(decision)));
+            self.outputs
+                .push_back(Output::Observe(packet.mac, Observation::Decided(decision)));
         }
         self.transmit(packet, MessageType::Ack, &body)
     }
 
     /// RFC 2131 4.3.5: parameters only, no address and no lease time.
     fn inform(&mut self, packet: &Packet) -> Result<(), Drop> {
-        let body = Body { options: self.network_options(), ..Body::default() };
+        let body = Body {
+            options: self.network_options(),
+            ..Body::default()
+        };
         self.transmit(packet, MessageType::Ack, &body)
     }
 
@@ -277,7 +311,10 @@ impl Server {
         ] {
             options.push((code, secs.to_be_bytes().to_vec()));
         }
-        let mut body = Body { yiaddr: address, ..Body::default() };
+        let mut body = Body {
+            yiaddr: address,
+            ..Body::default()
+        };
         if facts.client != Client::OperatingSystem {
             self.boot_answer(packet, facts, decision, &mut options, &mut body);
         }
@@ -324,13 +361,21 @@ impl Server {
         let settings = &self.settings;
         let mut options = vec![
             (option::SUBNET_MASK, settings.mask().to_be_bytes().to_vec()),
-            (option::BROADCAST_ADDRESS, (u32::from(settings.address) | !settings.mask()).to_be_bytes().to_vec()),
+            (
+                option::BROADCAST_ADDRESS,
+                (u32::from(settings.address) | !settings.mask())
+                    .to_be_bytes()
+                    .to_vec(),
+            ),
         ];
         if let Some(router) = settings.router {
             options.push((option::ROUTER, router.octets().to_vec()));
         }
         if !settings.dns.is_empty() {
-            options.push((option::DOMAIN_NAME_SERVER, settings.dns.iter().flat_map(Ipv4Addr::octets).collect()));
+            options.push((
+                option::DOMAIN_NAME_SERVER,
+                settings.dns.iter().flat_map(Ipv4Addr::octets).collect(),
+            ));
         }
         if let Some(domain) = &settings.domain {
             options.push((option::DOMAIN_NAME, domain.as_bytes().to_vec()));
@@ -340,7 +385,10 @@ impl Server {
 
     fn transmit(&mut self, packet: &Packet, kind: MessageType, body: &Body) -> Result<(), Drop> {
         let bytes = reply::encode(packet, kind, self.settings.address, body)?;
-        self.outputs.push_back(Output::Transmit { bytes, to: destination(packet, kind) });
+        self.outputs.push_back(Output::Transmit {
+            bytes,
+            to: destination(packet, kind),
+        });
         Ok(())
     }
 }

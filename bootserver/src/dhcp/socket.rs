@@ -1,0 +1,213 @@
+//! The DHCP shell: sockets on ports 67 and 68 of one interface, clocks, and the order *commit, then send*.
+
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::UdpSocket;
+
+use crate::addresses::Addresses;
+use crate::counters::Counters;
+use crate::dhcp::leases::LeaseRecord;
+use crate::dhcp::rival::{self, Rival, Watch};
+use crate::dhcp::server::{CLIENT_PORT, Output, SERVER_PORT, Server};
+use crate::directory::Directory;
+
+/// Packets taken in before one commit. With 300-byte packets a burst of a whole room fits.
+const BATCH: usize = 64;
+
+/// Sockets of one interface.
+pub struct Sockets {
+    server: UdpSocket,
+    client: UdpSocket,
+}
+
+impl Sockets {
+    /// Binds ports 67 and 68 on `interface` alone. Needs CAP_NET_BIND_SERVICE and CAP_NET_RAW.
+    pub fn bind(interface: &str) -> std::io::Result<Self> {
+        Ok(Self {
+            server: bind(interface, SERVER_PORT)?,
+            client: bind(interface, CLIENT_PORT)?,
+        })
+    }
+
+    /// Asks the wire for another DHCP server; the first one that answers.
+    pub async fn find_rival(&self, watch: &mut Watch) -> std::io::Result<Option<Rival>> {
+        let started = Instant::now();
+        let mut buffer = [0_u8; 2048];
+        // Twice: a switch port that just came up may swallow the first.
+        for round in 0..2 {
+            watch.handle_deadline(watch.next_deadline());
+            while let Some(output) = watch.poll_output() {
+                if let rival::Output::Probe(bytes) = output {
+                    self.client
+                        .send_to(&bytes, (Ipv4Addr::BROADCAST, SERVER_PORT))
+                        .await?;
+                }
+            }
+            let until = started + rival::ANSWER_TIME / 2 * (round + 1);
+            while let Ok(received) =
+                tokio::time::timeout_at(until.into(), self.client.recv_from(&mut buffer)).await
+            {
+                let (length, _) = received?;
+                watch.handle_packet(started.elapsed(), buffer.get(..length).unwrap_or_default());
+                if let Some(rival) = watch.rival() {
+                    return Ok(Some(rival));
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn bind(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_broadcast(true)?;
+    socket.bind_device(Some(interface.as_bytes()))?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
+    // A whole room that powers on at once must fit while we commit.
+    let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
+    UdpSocket::from_std(socket.into())
+}
+
+/// Everything one running server needs.
+pub struct Shell<D> {
+    /// Sockets.
+    pub sockets: Sockets,
+    /// State machine.
+    pub server: Server,
+    /// Watch for rivals.
+    pub watch: Watch,
+    /// The head.
+    pub directory: Arc<D>,
+    /// Told of every lease.
+    pub addresses: Arc<Addresses>,
+    /// Told of every drop.
+    pub counters: Arc<Counters>,
+}
+
+impl<D: Directory> Shell<D> {
+    /// Serves until a socket fails.
+    pub async fn serve(mut self) -> std::io::Result<()> {
+        let started = Instant::now();
+        self.server.ignore(self.watch.probe_mac());
+        let mut from_client = [0_u8; 2048];
+        let mut from_server = [0_u8; 2048];
+        loop {
+            let wait = self.watch.next_deadline().saturating_sub(started.elapsed());
+            tokio::select! {
+                received = self.sockets.server.recv_from(&mut from_client) => {
+                    let (length, _) = received?;
+                    let outputs = self.take_batch(&mut from_client, length);
+                    self.carry_out(started.elapsed(), outputs).await?;
+                }
+                received = self.sockets.client.recv_from(&mut from_server) => {
+                    let (length, _) = received?;
+                    self.watch.handle_packet(started.elapsed(), from_server.get(..length).unwrap_or_default());
+                }
+                () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {
+                    self.watch.handle_deadline(started.elapsed());
+                }
+            }
+            self.follow_watch().await?;
+        }
+    }
+
+    /// The packet just received and those that wait behind it.
+    fn take_batch(&mut self, buffer: &mut [u8; 2048], mut length: usize) -> Vec<Output> {
+        let now = SystemTime::now()
+            .duration_since(SystemTime::UNIX_EPOCH)
+            .map_or(0, |elapsed| elapsed.as_secs());
+        for _ in 0..BATCH {
+            let directory = Arc::clone(&self.directory);
+            let bytes = buffer.get(..length).unwrap_or_default();
+            if let Err(reason) = self
+                .server
+                .handle_packet(now, bytes, &|facts| directory.decide(facts))
+            {
+                tracing::debug!(%reason, length, "DHCP packet dropped");
+                self.counters.count(&reason);
+            }
+            match self.sockets.server.try_recv_from(buffer) {
+                Ok((next, _)) => length = next,
+                Err(_) => break,
+            }
+        }
+        std::iter::from_fn(|| self.server.poll_output()).collect()
+    }
+
+    /// Commits every lease of the batch, then tells and sends. A batch that could not be committed is not answered: the
+    /// clients ask again.
+    async fn carry_out(&mut self, now: Duration, outputs: Vec<Output>) -> std::io::Result<()> {
+        let leases: Vec<LeaseRecord> = outputs
+            .iter()
+            .filter_map(|output| {
+                if let Output::Persist(record) = output {
+                    Some(*record)
+                } else {
+                    None
+                }
+            })
+            .collect();
+        if !leases.is_empty()
+            && let Err(error) = self.directory.commit_leases(leases).await
+        {
+            tracing::error!(%error, "leases not written: no answer is sent");
+            self.counters.count(&"dhcp-not-committed");
+            return Ok(());
+        }
+        for output in outputs {
+            match output {
+                Output::Persist(record) => self.addresses.insert(record),
+                Output::Observe(mac, observation) => self.directory.observe(mac, observation),
+                Output::RivalNamed(server) => self.watch.handle_named(
+                    now,
+                    Rival {
+                        server,
+                        offered: None,
+                    },
+                ),
+                Output::Transmit { bytes, to } => self.send(&bytes, to).await,
+            }
+        }
+        Ok(())
+    }
+
+    async fn send(&self, bytes: &[u8], to: SocketAddrV4) {
+        if let Err(error) = self.sockets.server.send_to(bytes, to).await {
+            // A relay or client that is gone; the next one is none the worse.
+            tracing::debug!(%to, %error, "DHCP answer not sent");
+            self.counters.count(&"dhcp-not-sent");
+        }
+    }
+
+    async fn follow_watch(&mut self) -> std::io::Result<()> {
+        while let Some(output) = self.watch.poll_output() {
+            match output {
+                rival::Output::Probe(bytes) => {
+                    if let Err(error) = self
+                        .sockets
+                        .client
+                        .send_to(&bytes, (Ipv4Addr::BROADCAST, SERVER_PORT))
+                        .await
+                    {
+                        tracing::warn!(%error, "DHCP probe not sent");
+                    }
+                }
+                rival::Output::Appeared(rival) => {
+                    tracing::error!(server = %rival.server, "another DHCP server is on this wire: answers stop until it has gone");
+                    self.server.set_suspended(true);
+                    self.directory.rival(rival, true);
+                }
+                rival::Output::Gone(rival) => {
+                    tracing::info!(server = %rival.server, "the other DHCP server has gone: answering again");
+                    self.server.set_suspended(false);
+                    self.directory.rival(rival, false);
+                }
+            }
+        }
+        Ok(())
+    }
+}

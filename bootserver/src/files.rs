@@ -1,0 +1,269 @@
+//! The one name space of TFTP and HTTP: what a path means, and what the asking machine gets for it.
+//!
+//! Loaders look for their files in many places (pxe.md rows 38-41: shim beside itself and at the root, GRUB by UUID,
+//! MAC and address), so a file is known by the last component of its path, whatever folder is put before it.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::addresses::Addresses;
+use crate::counters::Counters;
+use crate::directory::Directory;
+use crate::machine::{Client, MacAddress, Platform};
+use crate::policy::{Action, Facts};
+use crate::site::Offers;
+use crate::templates;
+
+/// Longest path that is looked at, in bytes.
+const MAX_PATH: usize = 255;
+
+/// What a path means.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wanted {
+    /// The iPXE script of the asking machine.
+    IpxeScript,
+    /// GRUB's configuration for the asking machine, under any of the names GRUB tries.
+    GrubConfig,
+    /// shim, GRUB or MokManager of the asking machine's image.
+    Loader(&'static str),
+    /// A file of a named image. Images hold no secret: anybody may have them.
+    Image {
+        /// Image.
+        image: String,
+        /// `vmlinuz` or `initrd.img`.
+        file: &'static str,
+    },
+}
+
+/// Why a path means nothing or its asker gets nothing. The name is the counter's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Refusal {
+    /// No such name. The usual case: shim and GRUB probe for files that need not exist.
+    #[error("file-unknown-name")]
+    UnknownName,
+    /// Too long, not printable, or with `..` in it.
+    #[error("file-bad-path")]
+    BadPath,
+    /// The asker's address is none that we gave out.
+    #[error("file-unknown-client")]
+    UnknownClient,
+    /// The policy says that this machine does not boot now.
+    #[error("file-not-to-boot")]
+    NotToBoot,
+    /// The image is not loaded or lacks the file.
+    #[error("file-not-in-image")]
+    NotInImage,
+    /// A script could not be rendered.
+    #[error("file-template-broken")]
+    TemplateBroken,
+    /// The attempt could not be written to disk.
+    #[error("file-not-committed")]
+    NotCommitted,
+}
+
+/// Reads a path. `\` is a separator, doubled and leading separators do not matter.
+pub fn parse(path: &str) -> Result<Wanted, Refusal> {
+    if path.len() > MAX_PATH || path.chars().any(char::is_control) {
+        return Err(Refusal::BadPath);
+    }
+    let parts: Vec<&str> = path
+        .split(['/', '\\'])
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect();
+    if parts.contains(&"..") {
+        return Err(Refusal::BadPath);
+    }
+    match parts.as_slice() {
+        ["images", image, file @ ("vmlinuz" | "initrd.img")] => {
+            let file = if *file == "vmlinuz" {
+                "vmlinuz"
+            } else {
+                "initrd.img"
+            };
+            Ok(Wanted::Image {
+                image: (*image).to_owned(),
+                file,
+            })
+        }
+        [.., "boot.ipxe"] => Ok(Wanted::IpxeScript),
+        [.., "shimx64.efi"] => Ok(Wanted::Loader("shimx64.efi")),
+        [.., "grubx64.efi"] => Ok(Wanted::Loader("grubx64.efi")),
+        [.., "mmx64.efi"] => Ok(Wanted::Loader("mmx64.efi")),
+        [.., last] if *last == "grub.cfg" || last.starts_with("grub.cfg-") => Ok(Wanted::GrubConfig),
+        _ => Err(Refusal::UnknownName),
+    }
+}
+
+/// Answers paths for machines.
+pub struct Files<D> {
+    directory: Arc<D>,
+    offers: Arc<Offers>,
+    addresses: Arc<Addresses>,
+    counters: Arc<Counters>,
+}
+
+impl<D> Clone for Files<D> {
+    fn clone(&self) -> Self {
+        Self {
+            directory: Arc::clone(&self.directory),
+            offers: Arc::clone(&self.offers),
+            addresses: Arc::clone(&self.addresses),
+            counters: Arc::clone(&self.counters),
+        }
+    }
+}
+
+impl<D: Directory> Files<D> {
+    /// Answers from these.
+    pub fn new(
+        directory: Arc<D>,
+        offers: Arc<Offers>,
+        addresses: Arc<Addresses>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            directory,
+            offers,
+            addresses,
+            counters,
+        }
+    }
+
+    /// The content of `path` for whoever holds `client`. A loader script counts as an attempt to boot, which is on
+    /// disk before the script leaves.
+    pub async fn open(&self, client: Ipv4Addr, path: &str) -> Result<Bytes, Refusal> {
+        let result = self.resolve(client, path).await;
+        match &result {
+            Ok(bytes) => {
+                tracing::debug!(%client, path, bytes = bytes.len(), "file served");
+                self.directory
+                    .file_served(client, self.addresses.holder(client), path);
+            }
+            Err(refusal) => {
+                tracing::debug!(%client, path, reason = %refusal, "file refused");
+                self.counters.count(refusal);
+            }
+        }
+        result
+    }
+
+    async fn resolve(&self, client: Ipv4Addr, path: &str) -> Result<Bytes, Refusal> {
+        let wanted = parse(path)?;
+        if let Wanted::Image { image, file } = &wanted {
+            return self.offers.current().file(image, file).ok_or(Refusal::NotInImage);
+        }
+        let mac = self.addresses.holder(client).ok_or(Refusal::UnknownClient)?;
+        match wanted {
+            Wanted::IpxeScript => {
+                self.script(mac, Client::Ipxe, templates::IPXE, templates::IPXE_HOME)
+                    .await
+            }
+            Wanted::GrubConfig => {
+                self.script(mac, Client::PxeFirmware, templates::GRUB, templates::GRUB_HOME)
+                    .await
+            }
+            Wanted::Loader(name) => self.loader(mac, name),
+            Wanted::Image { .. } => Err(Refusal::UnknownName),
+        }
+    }
+
+    fn loader(&self, mac: MacAddress, name: &str) -> Result<Bytes, Refusal> {
+        let facts = facts(mac, Client::PxeFirmware);
+        match self.directory.decide(&facts).action {
+            Action::Boot(boot) => self
+                .offers
+                .current()
+                .file(&boot.image, name)
+                .ok_or(Refusal::NotInImage),
+            Action::LocalDisk | Action::NoBootAnswer => Err(Refusal::NotToBoot),
+        }
+    }
+
+    /// A machine that has come this far always gets a script: GRUB without one stays at its prompt for ever.
+    async fn script(
+        &self,
+        mac: MacAddress,
+        client: Client,
+        boot: &str,
+        home: &str,
+    ) -> Result<Bytes, Refusal> {
+        let facts = facts(mac, client);
+        let decision = self.directory.decide(&facts);
+        let machine = self
+            .directory
+            .standing(&facts)
+            .name
+            .unwrap_or_else(|| mac.to_string());
+        let text = match &decision.action {
+            Action::Boot(plan) => {
+                let text = self.offers.boot_script(boot, plan, mac, &machine);
+                if text.is_ok() {
+                    let commit = self.directory.script_handed_out(mac, plan.image.clone()).await;
+                    commit.map_err(|_| Refusal::NotCommitted)?;
+                }
+                text
+            }
+            Action::LocalDisk | Action::NoBootAnswer => {
+                self.offers
+                    .home_script(home, &machine, &decision.reason.to_string())
+            }
+        };
+        text.map(Bytes::from).map_err(|error| {
+            tracing::error!(%mac, %error, "no loader script");
+            Refusal::TemplateBroken
+        })
+    }
+}
+
+/// Facts of a file request: which loader asks tells the firmware.
+fn facts(mac: MacAddress, client: Client) -> Facts {
+    let platform = if client == Client::Ipxe {
+        Platform::Bios
+    } else {
+        Platform::UefiX64
+    };
+    Facts {
+        mac,
+        uuid: None,
+        client,
+        platform,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_firmware_and_loaders_ask_for() {
+        let image = |file| {
+            Ok(Wanted::Image {
+                image: "minimal".into(),
+                file,
+            })
+        };
+        for (path, expected) in [
+            ("boot.ipxe", Ok(Wanted::IpxeScript)),
+            ("/boot.ipxe", Ok(Wanted::IpxeScript)),
+            ("shimx64.efi", Ok(Wanted::Loader("shimx64.efi"))),
+            ("//grubx64.efi", Ok(Wanted::Loader("grubx64.efi"))),
+            ("\\efi\\grubx64.efi", Ok(Wanted::Loader("grubx64.efi"))),
+            ("/grub/x86_64-efi/grub.cfg", Ok(Wanted::GrubConfig)),
+            ("/grub/grub.cfg-01-52-54-00-12-34-56", Ok(Wanted::GrubConfig)),
+            ("/grub.cfg-0A4D0064", Ok(Wanted::GrubConfig)),
+            ("/images/minimal/vmlinuz", image("vmlinuz")),
+            ("images//minimal/initrd.img", image("initrd.img")),
+            ("/images/minimal/manifest.json", Err(Refusal::UnknownName)),
+            ("revocations_sku.efi", Err(Refusal::UnknownName)),
+            ("", Err(Refusal::UnknownName)),
+            ("/images/../shimx64.efi", Err(Refusal::BadPath)),
+            ("..\\grub.cfg", Err(Refusal::BadPath)),
+            ("a\u{0}b/grub.cfg", Err(Refusal::BadPath)),
+        ] {
+            assert_eq!(parse(path), expected, "{path}");
+        }
+        assert_eq!(parse(&"x".repeat(300)), Err(Refusal::BadPath));
+    }
+}

@@ -1,0 +1,202 @@
+//! HTTP for loaders: GET and HEAD of the files, with ranges. Must stay plain enough for firmware.
+//!
+//! Header names are written in title case, because GRUB as Red Hat patched it compares `Content-Length: ` with its
+//! case (rhboot/grub2 issue 216); no redirect, no chunked coding, always HTTP/1.1 (pxe.md rows 28-30).
+
+use std::convert::Infallible;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+
+use crate::directory::Directory;
+use crate::files::{Files, Refusal};
+
+/// Well-known port.
+pub const PORT: u16 = 80;
+/// Connections at a time; further ones wait to be accepted.
+const MAX_CONNECTIONS: usize = 512;
+/// Time to send the request line and headers.
+const HEADER_TIME: Duration = Duration::from_secs(10);
+/// Longest life of a connection: 20 MB at 1 Mbit/s are done by then.
+const CONNECTION_TIME: Duration = Duration::from_secs(600);
+/// Memory for a request's head, in bytes; hyper's smallest.
+const MAX_HEAD: usize = 8 * 1024;
+
+/// Serves until the task ends.
+pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
+            return;
+        };
+        let (stream, peer) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a connection that was gone before we came: neither ends the server.
+                tracing::warn!(%error, "HTTP connection not accepted");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let files = files.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| answer(&files, peer, request));
+            let connection = http1::Builder::new()
+                .title_case_headers(true)
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEADER_TIME)
+                .max_buf_size(MAX_HEAD)
+                .serve_connection(TokioIo::new(stream), service);
+            match tokio::time::timeout(CONNECTION_TIME, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "HTTP connection broken"),
+                Err(_) => tracing::debug!(%peer, "HTTP connection held too long"),
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn answer<D: Directory>(
+    files: &Files<D>,
+    peer: SocketAddr,
+    request: Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, Infallible> {
+    let client = match peer.ip() {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
+    };
+    if request.method() != Method::GET && request.method() != Method::HEAD {
+        let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
+        response
+            .headers_mut()
+            .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return Ok(response);
+    }
+    let content = files.open(client, request.uri().path()).await;
+    Ok(match content {
+        Ok(bytes) => {
+            let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
+            file(
+                &bytes,
+                content_type(request.uri().path()),
+                range,
+                request.method() == Method::HEAD,
+            )
+        }
+        Err(Refusal::NotCommitted) => plain(StatusCode::SERVICE_UNAVAILABLE),
+        Err(Refusal::BadPath) => plain(StatusCode::BAD_REQUEST),
+        Err(_) => plain(StatusCode::NOT_FOUND),
+    })
+}
+
+fn plain(status: StatusCode) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::new()));
+    *response.status_mut() = status;
+    response
+}
+
+/// UEFI HTTP Boot tells an application by its media type or its suffix.
+fn content_type(path: &str) -> &'static str {
+    match path.rsplit('.').next() {
+        Some("efi") => "application/efi",
+        Some("ipxe" | "cfg") => "text/plain",
+        _ => "application/octet-stream",
+    }
+}
+
+fn file(bytes: &Bytes, media_type: &'static str, range: Option<&str>, head: bool) -> Response<Full<Bytes>> {
+    let total = bytes.len();
+    let wanted = range.map_or(Wish::Whole, |text| parse_range(text, total));
+    let (status, part) = match wanted {
+        Wish::Whole => (StatusCode::OK, 0..total),
+        Wish::Part(part) => (StatusCode::PARTIAL_CONTENT, part),
+        Wish::Impossible => {
+            let mut response = plain(StatusCode::RANGE_NOT_SATISFIABLE);
+            if let Ok(value) = HeaderValue::from_str(&format!("bytes */{total}")) {
+                response.headers_mut().insert(CONTENT_RANGE, value);
+            }
+            return response;
+        }
+    };
+    let body = if head {
+        Bytes::new()
+    } else {
+        bytes.slice(part.clone())
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(part.len()));
+    if status == StatusCode::PARTIAL_CONTENT
+        && let Ok(value) = HeaderValue::from_str(&format!(
+            "bytes {}-{}/{total}",
+            part.start,
+            part.end.saturating_sub(1)
+        ))
+    {
+        headers.insert(CONTENT_RANGE, value);
+    }
+    response
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Wish {
+    Whole,
+    Part(Range<usize>),
+    Impossible,
+}
+
+/// One byte range (RFC 9110 14.1.2). Several ranges, and what we cannot read, mean the whole file (14.2 allows it).
+fn parse_range(text: &str, total: usize) -> Wish {
+    let Some((first, last)) = text.strip_prefix("bytes=").and_then(|spec| spec.split_once('-')) else {
+        return Wish::Whole;
+    };
+    match (first.trim().parse::<usize>(), last.trim().parse::<usize>()) {
+        (Ok(first), _) if first >= total => Wish::Impossible,
+        (Ok(first), Ok(last)) if first <= last => Wish::Part(first..last.saturating_add(1).min(total)),
+        (Ok(first), Err(_)) if last.trim().is_empty() => Wish::Part(first..total),
+        (Err(_), Ok(0)) if first.trim().is_empty() => Wish::Impossible,
+        (Err(_), Ok(suffix)) if first.trim().is_empty() => Wish::Part(total.saturating_sub(suffix)..total),
+        _ => Wish::Whole,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ranges() {
+        for (text, expected) in [
+            ("bytes=0-3", Wish::Part(0..4)),
+            ("bytes=4-", Wish::Part(4..10)),
+            ("bytes=-3", Wish::Part(7..10)),
+            ("bytes=-99", Wish::Part(0..10)),
+            ("bytes=8-99", Wish::Part(8..10)),
+            ("bytes=10-", Wish::Impossible),
+            ("bytes=-0", Wish::Impossible),
+            ("bytes=3-1", Wish::Whole),
+            ("bytes=0-1,3-4", Wish::Whole),
+            ("lines=0-1", Wish::Whole),
+            ("bytes=0-18446744073709551615", Wish::Part(0..10)),
+        ] {
+            assert_eq!(parse_range(text, 10), expected, "{text}");
+        }
+        assert_eq!(parse_range("bytes=0-", 0), Wish::Impossible);
+    }
+}

@@ -1,0 +1,193 @@
+//! Images on the head's disk, checked against their manifests and kept in memory for serving.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+use cid_protocol::manifest::{MANIFEST_VERSION, Manifest};
+use sha2::{Digest, Sha256};
+
+use crate::policy::ImageFault;
+
+/// Largest manifest that is read, in bytes: a thousand modules make half a megabyte.
+const MAX_MANIFEST: u64 = 16 * 1024 * 1024;
+/// Largest artifact that is served, in bytes. A kernel and an initramfs are a tenth of it.
+const MAX_ARTIFACT: u64 = 512 * 1024 * 1024;
+
+/// A whole image, every file of it as the manifest says.
+#[derive(Debug, Clone)]
+pub struct Image {
+    /// What it holds.
+    pub manifest: Manifest,
+    /// Its files by path below its folder.
+    pub files: BTreeMap<String, Bytes>,
+}
+
+impl Image {
+    /// Whether UEFI machines can be booted from it.
+    pub fn has_uefi_loaders(&self) -> bool {
+        ["efi/shimx64.efi", "efi/grubx64.efi"]
+            .iter()
+            .all(|file| self.files.contains_key(*file))
+    }
+
+    /// A file by the last component of its path (`vmlinuz`, `shimx64.efi`).
+    pub fn file_named(&self, name: &str) -> Option<Bytes> {
+        self.files
+            .iter()
+            .find(|(path, _)| path.rsplit('/').next() == Some(name))
+            .map(|(_, bytes)| bytes.clone())
+    }
+}
+
+/// Reads an image's folder and checks every digest. Blocks: call it off the event loop.
+pub fn load(images_dir: &Path, name: &str) -> Result<Image, ImageFault> {
+    let folder = images_dir.join(name);
+    let file = folder.join("manifest.json");
+    let missing =
+        |why: String| ImageFault::Missing(format!("image {name} is not there: {}: {why}", file.display()));
+    let damaged = |why: String| ImageFault::Damaged(format!("image {name} is damaged: {why}"));
+    let size = std::fs::metadata(&file)
+        .map_err(|error| missing(error.to_string()))?
+        .len();
+    if size > MAX_MANIFEST {
+        return Err(damaged(format!("{} has {size} bytes", file.display())));
+    }
+    let text = std::fs::read(&file).map_err(|error| missing(error.to_string()))?;
+    let manifest: Manifest =
+        serde_json::from_slice(&text).map_err(|error| damaged(format!("{}: {error}", file.display())))?;
+    if manifest.version > MANIFEST_VERSION {
+        return Err(damaged(format!(
+            "its manifest has version {}, newer than this cidhead reads",
+            manifest.version
+        )));
+    }
+    let mut files = BTreeMap::new();
+    for (path, artifact) in &manifest.artifacts {
+        let bytes = read_artifact(&folder, path, artifact.size).map_err(&damaged)?;
+        if hex(&Sha256::digest(&bytes)) != artifact.sha256 {
+            return Err(damaged(format!("{path} is not the file that was built")));
+        }
+        files.insert(path.clone(), Bytes::from(bytes));
+    }
+    for needed in ["vmlinuz", "initrd.img"] {
+        if !files.contains_key(needed) {
+            return Err(damaged(format!("its manifest names no {needed}")));
+        }
+    }
+    Ok(Image { manifest, files })
+}
+
+fn read_artifact(folder: &Path, path: &str, size: u64) -> Result<Vec<u8>, String> {
+    let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
+    if !path.split('/').all(plain) {
+        return Err(format!("its manifest names a file outside it: {path}"));
+    }
+    let file = folder.join(path);
+    let real = std::fs::metadata(&file)
+        .map_err(|error| format!("{}: {error}", file.display()))?
+        .len();
+    if real != size || real > MAX_ARTIFACT {
+        return Err(format!("{path} has {real} bytes, the manifest says {size}"));
+    }
+    std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What tells whether a folder changed since it was loaded: `cidbuild` replaces it whole.
+pub fn stamp(images_dir: &Path, name: &str) -> Option<(SystemTime, u64, PathBuf)> {
+    let file = images_dir.join(name).join("manifest.json");
+    let metadata = std::fs::metadata(&file).ok()?;
+    Some((metadata.modified().ok()?, metadata.len(), file))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use cid_protocol::manifest::Artifact;
+
+    fn write(folder: &Path, files: &[(&str, &[u8])]) {
+        let image = folder.join("minimal");
+        std::fs::create_dir_all(image.join("efi")).unwrap();
+        let mut artifacts = BTreeMap::new();
+        for (path, bytes) in files {
+            std::fs::write(image.join(path), bytes).unwrap();
+            let artifact = Artifact {
+                sha256: hex(&Sha256::digest(bytes)),
+                size: bytes.len() as u64,
+            };
+            artifacts.insert((*path).to_owned(), artifact);
+        }
+        let manifest = Manifest {
+            version: MANIFEST_VERSION,
+            name: "minimal".into(),
+            kernel_release: "6.12".into(),
+            cmdline: String::new(),
+            recipe_sha256: String::new(),
+            artifacts,
+            files: BTreeMap::new(),
+            nic_drivers: vec![],
+            firmware: BTreeMap::new(),
+        };
+        std::fs::write(
+            image.join("manifest.json"),
+            serde_json::to_vec(&manifest).unwrap(),
+        )
+        .unwrap();
+    }
+
+    const WHOLE: &[(&str, &[u8])] = &[
+        ("vmlinuz", b"k"),
+        ("initrd.img", b"i"),
+        ("efi/shimx64.efi", b"s"),
+        ("efi/grubx64.efi", b"g"),
+    ];
+
+    #[test]
+    fn a_whole_image_loads() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), WHOLE);
+        let image = load(folder.path(), "minimal").unwrap();
+        assert!(image.has_uefi_loaders());
+        assert_eq!(image.file_named("grubx64.efi").unwrap(), "g");
+    }
+
+    #[test]
+    fn one_changed_byte_is_damage() {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), WHOLE);
+        std::fs::write(folder.path().join("minimal/initrd.img"), b"j").unwrap();
+        assert!(
+            matches!(load(folder.path(), "minimal"), Err(ImageFault::Damaged(why)) if why.contains("initrd.img"))
+        );
+        std::fs::write(folder.path().join("minimal/initrd.img"), b"ii").unwrap();
+        assert!(
+            matches!(load(folder.path(), "minimal"), Err(ImageFault::Damaged(why)) if why.contains("2 bytes"))
+        );
+    }
+
+    #[test]
+    fn missing_escaping_and_incomplete_images_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            load(folder.path(), "minimal"),
+            Err(ImageFault::Missing(_))
+        ));
+        write(folder.path(), &[("vmlinuz", b"k")]);
+        assert!(
+            matches!(load(folder.path(), "minimal"), Err(ImageFault::Damaged(why)) if why.contains("initrd.img"))
+        );
+        std::fs::write(folder.path().join("outside"), b"x").unwrap();
+        write(
+            folder.path(),
+            &[("vmlinuz", b"k"), ("initrd.img", b"i"), ("../outside", b"x")],
+        );
+        assert!(
+            matches!(load(folder.path(), "minimal"), Err(ImageFault::Damaged(why)) if why.contains("outside it"))
+        );
+    }
+}
