@@ -12,7 +12,7 @@ mod boot_entry;
 #[cfg(test)]
 mod tests;
 
-pub use boot_entry::{hard_disk_entry, network_entry, signature_list};
+pub use boot_entry::{description, hard_disk_entry, network_entry, signature_list};
 
 /// GUID in the byte order of the store (first three fields little-endian).
 pub type Guid = [u8; 16];
@@ -328,6 +328,16 @@ impl FirmwareVariables {
         let data = self.data("BootOrder", &GLOBAL).unwrap_or_default();
         data.chunks_exact(2)
             .map(|pair| u16::from_le_bytes([pair[0], pair[1]]))
+            .collect()
+    }
+
+    /// The entries of the boot order, as a person sees them listed in firmware setup.
+    #[must_use]
+    pub fn boot_entries(&self) -> Vec<String> {
+        let entry = |number: u16| self.data(&format!("Boot{number:04X}"), &GLOBAL).map(description);
+        self.boot_order()
+            .into_iter()
+            .map(|number| entry(number).unwrap_or_default())
             .collect()
     }
 

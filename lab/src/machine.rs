@@ -11,6 +11,8 @@ use crate::windows::{PartitionIdentity, Windows};
 
 /// PCI device number of the first NIC; further ones follow. Fixed, because boot entries name it.
 const FIRST_NIC_SLOT: u8 = 4;
+/// Description of the entry that boots from the network.
+pub(crate) const NETWORK_ENTRY: &str = "PXE over IPv4";
 /// Port of the verdict.
 const VERDICT_PORT: &str = "0x504";
 
@@ -204,12 +206,13 @@ impl Machine {
         if self.firmware == Firmware::UefiSecureBoot {
             variables.trust(&windows.certificate()?)?;
         }
-        let network = network_entry("PXE over IPv4", FIRST_NIC_SLOT, mac);
+        let network = network_entry(NETWORK_ENTRY, FIRST_NIC_SLOT, mac);
         let file = r"\EFI\Microsoft\Boot\bootmgfw.efi";
         let disk = hard_disk_entry("Windows Boot Manager", partition, file);
         variables.set("Boot0000", &GLOBAL, BOOT_ATTRIBUTES, &network)?;
         variables.set("Boot0001", &GLOBAL, BOOT_ATTRIBUTES, &disk)?;
-        variables.set_boot_order(if self.settled { &[1] } else { &[0, 1] })?;
+        // Both are in the order at once: firmware takes an entry outside of it for free and overwrites it.
+        variables.set_boot_order(if self.settled { &[1, 0] } else { &[0, 1] })?;
         variables.write(path)?;
         Ok(())
     }

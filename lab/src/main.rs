@@ -146,7 +146,9 @@ fn execute(command: Command) -> Result<ExitCode> {
 /// Prints one line per variable that differs; status 1 if one of them may not.
 fn variables(before: &std::path::Path, after: &std::path::Path) -> Result<ExitCode> {
     use cidlab::firmware_variables::{FirmwareVariables, guid_text};
-    let differences = FirmwareVariables::read(before)?.differences(&FirmwareVariables::read(after)?);
+    let (before, after) = (FirmwareVariables::read(before)?, FirmwareVariables::read(after)?);
+    println!("boot order: {}", after.boot_entries().join(", "));
+    let differences = before.differences(&after);
     for difference in &differences {
         let length = |data: &Option<Vec<u8>>| {
             data.as_ref()

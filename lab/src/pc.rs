@@ -12,7 +12,7 @@ use serde_json::json;
 
 use crate::firmware_variables::{Difference, FirmwareVariables};
 use crate::head::Control;
-use crate::machine::{Files, Machine, hex};
+use crate::machine::{Files, Machine, NETWORK_ENTRY, hex};
 use crate::qmp::Qmp;
 use crate::room::Room;
 use crate::run::line;
@@ -88,6 +88,11 @@ impl Pc {
         let others = variables.boot_order().into_iter().filter(|number| *number > 1);
         let order: Vec<u16> = [0, 1].into_iter().chain(others).collect();
         variables.set_boot_order(&order)?;
+        let entries = variables.boot_entries();
+        ensure!(
+            entries.first().is_some_and(|first| first == NETWORK_ENTRY),
+            "firmware changed our boot entries: {entries:?}"
+        );
         variables.write(&self.files.variables())?;
         Ok(())
     }

@@ -76,3 +76,14 @@ fn utf16(text: &str) -> Vec<u8> {
         .flat_map(u16::to_le_bytes)
         .collect()
 }
+
+/// The description in a boot entry.
+#[must_use]
+pub fn description(entry: &[u8]) -> String {
+    let units = entry
+        .get(6..)
+        .unwrap_or_default()
+        .chunks_exact(2)
+        .map(|pair| u16::from_le_bytes([pair[0], pair[1]]));
+    String::from_utf16_lossy(&units.take_while(|unit| *unit != 0).collect::<Vec<_>>())
+}
