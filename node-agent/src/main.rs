@@ -1,2 +1,41 @@
-//! Being laid.
-fn main() {}
+//! The agent of a node: links, address, clock, join, beacons. It must never be PID 1, which starts and watches
+//! it, and it decides nothing about other machines.
+//!
+//! | module | holds |
+//! |---|---|
+//! | [`core`] | the node's life as a state machine: links -> address -> join -> up -> home |
+//! | [`dhcp`] | a DHCP client per link (RFC 2131), as a state machine |
+//! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
+//! | [`links`], [`hardware`], [`frames`] | what the shell asks the kernel, and how messages travel |
+
+mod core;
+mod dhcp;
+mod frames;
+mod hardware;
+mod links;
+mod shell;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(never) => match never {},
+        Err(error) => {
+            // PID 1 shows it and starts the agent again.
+            eprintln!("cid-agent: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> anyhow::Result<std::convert::Infallible> {
+    let supervision = cid_sys::descriptors::take_inherited(cid_protocol::supervision::AGENT_FD)
+        .context("no supervision socket: cid-init starts this program, people do not")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("start tokio")?;
+    runtime.block_on(shell::run(supervision))
+}

@@ -1,0 +1,481 @@
+//! The node's life as a state machine: links -> address -> join -> up -> home. No socket, no clock, no file.
+//!
+//! One link at a time calls the head: the one the firmware booted from first, then the others in turn. The first
+//! over which the head welcomes the node is used until it fails.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::time::Duration;
+
+use cid_discovery::NodeState;
+use cid_protocol::node::{FromNode, PULSE_SECS, ToNode};
+use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
+
+/// How long a TCP connection may take to come up.
+const CONNECT_BOUND: Duration = Duration::from_secs(3);
+/// How long the head may take to answer a hello.
+const WELCOME_BOUND: Duration = Duration::from_secs(10);
+/// A head that answers no pulse for this long is unreachable.
+const PULSE_BOUND: Duration = Duration::from_secs(10);
+/// Between attempts; doubles from the first to the last.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(5);
+/// How long other links wait for the one the firmware booted from to get its address.
+const BOOT_LINK_HEAD_START: Duration = Duration::from_secs(3);
+/// A head that refuses this node is asked again this often, ...
+const REFUSED_RETRY: Duration = Duration::from_secs(20);
+/// ... and the PC goes home when it was refused for this long (the going-home table allows a minute).
+const REFUSED_BOUND: Duration = Duration::from_secs(50);
+const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECS);
+
+/// From the kernel command line.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    /// `cid.head`.
+    pub(crate) head: Option<SocketAddrV4>,
+    /// `BOOTIF`.
+    pub(crate) boot_mac: Option<[u8; 6]>,
+    /// `cid.bail_out`; the head's welcome may change it.
+    pub(crate) bail_out: Duration,
+}
+
+/// A wired link as the kernel shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Link {
+    /// Interface index.
+    pub(crate) index: u32,
+    /// Interface name.
+    pub(crate) name: String,
+    /// MAC.
+    pub(crate) mac: [u8; 6],
+    /// Carrier.
+    pub(crate) carrier: bool,
+}
+
+/// What the shell must do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Output {
+    /// Dial the head over this link, from this address.
+    Connect {
+        index: u32,
+        from: Ipv4Addr,
+        head: SocketAddrV4,
+    },
+    /// Close the connection, whatever its state.
+    Disconnect,
+    /// Collect the hardware and send a hello; `index` is the link in use.
+    SendHello { index: u32 },
+    /// Send a pulse with the load.
+    SendPulse,
+    /// Tell the head that this node leaves.
+    SendGoingHome { reason: String },
+    /// The head's clock, Unix time in milliseconds.
+    SetClock { unix_ms: u64 },
+    /// Speak to PID 1.
+    Tell(FromAgent),
+    /// What beacons say from now on; `None` for the link silences them.
+    Announce {
+        link: Option<(u32, Ipv4Addr)>,
+        state: NodeState,
+        name: String,
+    },
+}
+
+#[derive(Debug, Clone)]
+enum State {
+    /// No connection; the next attempt is not before `retry_at`.
+    Searching {
+        retry_at: Duration,
+    },
+    Connecting {
+        index: u32,
+        until: Duration,
+    },
+    Joining {
+        index: u32,
+        until: Duration,
+    },
+    /// `heard` + PULSE_BOUND is when the head counts as unreachable.
+    Up {
+        index: u32,
+        pulse_at: Duration,
+        heard: Duration,
+    },
+    Over,
+}
+
+#[derive(Debug)]
+struct LinkState {
+    link: Link,
+    address: Option<Ipv4Addr>,
+}
+
+/// The node.
+#[derive(Debug)]
+pub(crate) struct Node {
+    config: Config,
+    links: BTreeMap<u32, LinkState>,
+    state: State,
+    /// When the head was last heard; bail-out counts from here.
+    heard: Duration,
+    retry: Duration,
+    first_address_at: Option<Duration>,
+    last_tried: Option<u32>,
+    refused: Option<(Duration, String)>,
+    name: String,
+    alive_at: Duration,
+    status: String,
+    outputs: VecDeque<Output>,
+}
+
+impl Node {
+    /// A node that has seen nothing yet. `now` is the beginning of the bail-out time.
+    pub(crate) fn new(now: Duration, config: Config) -> Self {
+        let mut node = Self {
+            config,
+            links: BTreeMap::new(),
+            state: State::Searching { retry_at: now },
+            heard: now,
+            retry: FIRST_RETRY,
+            first_address_at: None,
+            last_tried: None,
+            refused: None,
+            name: String::new(),
+            alive_at: now,
+            status: String::new(),
+            outputs: VecDeque::new(),
+        };
+        node.handle_deadline(now);
+        node
+    }
+
+    /// All wired links as they are now.
+    pub(crate) fn handle_links(&mut self, now: Duration, links: Vec<Link>) {
+        self.links
+            .retain(|index, _| links.iter().any(|link| link.index == *index));
+        for link in links {
+            match self.links.get_mut(&link.index) {
+                Some(state) => state.link = link,
+                None => drop(self.links.insert(link.index, LinkState { link, address: None })),
+            }
+        }
+        self.check_link_in_use(now);
+        self.handle_deadline(now);
+    }
+
+    /// A link got, changed or lost its address.
+    pub(crate) fn handle_address(&mut self, now: Duration, index: u32, address: Option<Ipv4Addr>) {
+        let Some(state) = self.links.get_mut(&index) else {
+            return;
+        };
+        let changed = state.address != address;
+        state.address = address;
+        if address.is_some() {
+            self.first_address_at.get_or_insert(now);
+        }
+        if changed && self.index_in_use() == Some(index) {
+            self.lost(now, "its address changed");
+        }
+        self.handle_deadline(now);
+    }
+
+    /// The connection is up.
+    pub(crate) fn handle_connected(&mut self, now: Duration) {
+        if let State::Connecting { index, .. } = self.state {
+            self.state = State::Joining {
+                index,
+                until: now + WELCOME_BOUND,
+            };
+            self.outputs.push_back(Output::SendHello { index });
+        }
+    }
+
+    /// The connection did not come up, or ended.
+    pub(crate) fn handle_closed(&mut self, now: Duration, why: &str) {
+        if self.index_in_use().is_some() {
+            self.lost(now, why);
+            self.handle_deadline(now);
+        }
+    }
+
+    /// The head said something.
+    pub(crate) fn handle_message(&mut self, now: Duration, message: ToNode) {
+        if self.index_in_use().is_none() {
+            return;
+        }
+        self.heard = now;
+        match (&mut self.state, message) {
+            (State::Joining { index, .. }, ToNode::Welcome(welcome)) => {
+                let index = *index;
+                self.state = State::Up {
+                    index,
+                    pulse_at: now,
+                    heard: now,
+                };
+                self.config.bail_out = Duration::from_secs(welcome.bail_out_secs);
+                self.retry = FIRST_RETRY;
+                self.refused = None;
+                self.name.clone_from(&welcome.name);
+                self.status.clear();
+                self.outputs.push_back(Output::SetClock {
+                    unix_ms: welcome.time_unix_ms,
+                });
+                self.outputs.push_back(Output::Tell(FromAgent::Up(welcome.name)));
+                self.announce(NodeState::Up);
+                self.handle_deadline(now);
+            }
+            (State::Up { heard, .. }, ToNode::Pulse { time_unix_ms }) => {
+                *heard = now;
+                self.outputs.push_back(Output::SetClock {
+                    unix_ms: time_unix_ms,
+                });
+            }
+            (_, ToNode::Refused { reason }) => {
+                self.refused
+                    .get_or_insert((now, reason.clone()))
+                    .1
+                    .clone_from(&reason);
+                self.disconnect();
+                self.state = State::Searching {
+                    retry_at: now + REFUSED_RETRY,
+                };
+                self.say(&format!("refused by the head: {reason}"));
+            }
+            (_, ToNode::Release { reason, .. }) => self.go_home(&reason, "released"),
+            (_, ToNode::Welcome(_) | ToNode::Pulse { .. }) => {}
+        }
+    }
+
+    /// PID 1 said something: a person wants the PC. There is nothing to drain yet.
+    pub(crate) fn handle_init(&mut self, message: FromInit) {
+        let FromInit::Drain { reason, .. } = message;
+        self.go_home(&reason.clone(), &reason);
+    }
+
+    /// When [`Self::handle_deadline`] wants to be called.
+    pub(crate) fn next_deadline(&self) -> Option<Duration> {
+        let bail_out = self.heard + self.config.bail_out;
+        let refused = self.refused.as_ref().map(|(since, _)| *since + REFUSED_BOUND);
+        let state = match &self.state {
+            State::Searching { retry_at } => self.next_attempt(*retry_at),
+            State::Connecting { until, .. } | State::Joining { until, .. } => Some(*until),
+            State::Up { pulse_at, heard, .. } => Some((*pulse_at).min(*heard + PULSE_BOUND)),
+            State::Over => return Some(self.alive_at),
+        };
+        [Some(self.alive_at), Some(bail_out), refused, state]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// Acts on what is due; an early call does nothing.
+    pub(crate) fn handle_deadline(&mut self, now: Duration) {
+        if now >= self.alive_at {
+            self.alive_at = now + HEARTBEAT;
+            self.outputs.push_back(Output::Tell(FromAgent::Alive));
+        }
+        if matches!(self.state, State::Over) {
+            return;
+        }
+        if now >= self.heard + self.config.bail_out {
+            let reason = match self.config.head {
+                Some(_) => format!("head unreachable for {}", in_words(self.config.bail_out)),
+                None => "no head is named on the kernel command line (cid.head)".to_owned(),
+            };
+            return self.go_home(&reason.clone(), &reason);
+        }
+        if let Some((since, reason)) = self.refused.clone()
+            && now >= since + REFUSED_BOUND
+        {
+            let reason = format!("refused by the head: {reason}");
+            return self.go_home(&reason.clone(), &reason);
+        }
+        match self.state.clone() {
+            State::Searching { retry_at } => self.search(now, retry_at),
+            State::Connecting { until, .. } if now >= until => self.lost(now, "the head does not answer"),
+            State::Joining { until, .. } if now >= until => {
+                self.lost(now, "the head does not welcome this node")
+            }
+            State::Up { heard, .. } if now >= heard + PULSE_BOUND => self.lost(now, "the head is silent"),
+            State::Up {
+                index,
+                pulse_at,
+                heard,
+            } if now >= pulse_at => {
+                self.state = State::Up {
+                    index,
+                    pulse_at: now + Duration::from_secs(PULSE_SECS),
+                    heard,
+                };
+                self.outputs.push_back(Output::SendPulse);
+            }
+            _ => {}
+        }
+    }
+
+    /// The next thing to do.
+    pub(crate) fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// The link that carries, or tries to carry, the connection.
+    pub(crate) fn index_in_use(&self) -> Option<u32> {
+        match self.state {
+            State::Connecting { index, .. } | State::Joining { index, .. } | State::Up { index, .. } => {
+                Some(index)
+            }
+            State::Searching { .. } | State::Over => None,
+        }
+    }
+
+    /// Calls the head over the next link, if there is one and it is time.
+    fn search(&mut self, now: Duration, retry_at: Duration) {
+        self.say_what_is_missing();
+        if self.next_attempt(retry_at).is_none_or(|moment| now < moment) {
+            return;
+        }
+        let (Some((index, from)), Some(head)) = (self.candidate(), self.config.head) else {
+            return;
+        };
+        self.last_tried = Some(index);
+        self.state = State::Connecting {
+            index,
+            until: now + CONNECT_BOUND,
+        };
+        self.say(&format!("calling the head at {}", head.ip()));
+        self.outputs.push_back(Output::Connect { index, from, head });
+        self.announce(NodeState::Joining);
+    }
+
+    /// When the next attempt may be made; `None` while no link could make it.
+    fn next_attempt(&self, retry_at: Duration) -> Option<Duration> {
+        self.candidate()?;
+        self.config.head?;
+        let boot_link_is_late = self.last_tried.is_none()
+            && self
+                .links
+                .values()
+                .any(|s| self.is_boot_link(&s.link) && s.link.carrier && s.address.is_none());
+        let head_start = if boot_link_is_late {
+            self.first_address_at? + BOOT_LINK_HEAD_START
+        } else {
+            retry_at
+        };
+        Some(retry_at.max(head_start))
+    }
+
+    /// The link to call over: the boot link if none was tried yet, else the next in turn.
+    fn candidate(&self) -> Option<(u32, Ipv4Addr)> {
+        let mut usable: Vec<(bool, u32, Ipv4Addr)> = Vec::new();
+        for (index, state) in &self.links {
+            if let (true, Some(address)) = (state.link.carrier, state.address) {
+                usable.push((!self.is_boot_link(&state.link), *index, address));
+            }
+        }
+        usable.sort_unstable();
+        let last = self
+            .last_tried
+            .and_then(|last| usable.iter().position(|(_, index, _)| *index == last));
+        let next = last.map_or(0, |position| (position + 1) % usable.len().max(1));
+        usable.get(next).map(|(_, index, address)| (*index, *address))
+    }
+
+    fn is_boot_link(&self, link: &Link) -> bool {
+        self.config.boot_mac == Some(link.mac)
+    }
+
+    /// The link in use lost its carrier or vanished: the others are tried at once.
+    fn check_link_in_use(&mut self, now: Duration) {
+        let Some(index) = self.index_in_use() else { return };
+        if !self.links.get(&index).is_some_and(|state| state.link.carrier) {
+            self.lost(now, "the network cable is out");
+            self.state = State::Searching { retry_at: now };
+        }
+    }
+
+    fn lost(&mut self, now: Duration, why: &str) {
+        self.disconnect();
+        self.state = State::Searching {
+            retry_at: now + self.retry,
+        };
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+        self.say(&format!("{why}; trying again"));
+    }
+
+    fn disconnect(&mut self) {
+        self.outputs.push_back(Output::Disconnect);
+        self.announce(NodeState::Joining);
+    }
+
+    fn announce(&mut self, state: NodeState) {
+        let index = self.index_in_use();
+        let link = index.and_then(|index| Some((index, self.links.get(&index)?.address?)));
+        self.outputs.push_back(Output::Announce {
+            link,
+            state,
+            name: self.name.clone(),
+        });
+    }
+
+    /// Tells the head, then PID 1. `to_init` ends up on the screen and in the log.
+    fn go_home(&mut self, to_head: &str, to_init: &str) {
+        if matches!(self.state, State::Over) {
+            return;
+        }
+        self.announce(NodeState::GoingHome);
+        if matches!(self.state, State::Joining { .. } | State::Up { .. }) {
+            self.outputs.push_back(Output::SendGoingHome {
+                reason: to_head.to_owned(),
+            });
+        }
+        self.state = State::Over;
+        self.outputs
+            .push_back(Output::Tell(FromAgent::Home(to_init.to_owned())));
+    }
+
+    fn say_what_is_missing(&mut self) {
+        if self.refused.is_some() || self.last_tried.is_some() && self.candidate().is_some() {
+            return;
+        }
+        let names = |carrier: bool| {
+            let links = self.links.values().filter(|s| s.link.carrier == carrier);
+            links
+                .map(|s| s.link.name.as_str())
+                .collect::<Vec<_>>()
+                .join(" and ")
+        };
+        let text = if self.links.is_empty() {
+            "no wired network card that Linux has a driver for".to_owned()
+        } else if self.links.values().any(|s| s.address.is_some() && s.link.carrier) {
+            return;
+        } else if self.links.values().any(|s| s.link.carrier) {
+            format!("asking for an address on {}", names(true))
+        } else {
+            format!("waiting for a network cable in {}", names(false))
+        };
+        self.say(&text);
+    }
+
+    fn say(&mut self, text: &str) {
+        if self.status != text {
+            text.clone_into(&mut self.status);
+            self.outputs
+                .push_back(Output::Tell(FromAgent::Status(text.to_owned())));
+        }
+    }
+}
+
+/// `FromNode` is what the shell makes of the `Send…` outputs.
+pub(crate) fn going_home(reason: String) -> FromNode {
+    FromNode::GoingHome { reason }
+}
+
+fn in_words(time: Duration) -> String {
+    match time.as_secs() {
+        secs if secs >= 120 && secs.is_multiple_of(60) => format!("{} min", secs / 60),
+        secs => format!("{secs} s"),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,525 @@
+//! Sockets, timers and files around the cores. One loop on one thread: events come in by one bounded queue,
+//! outputs are obeyed in order, and the heartbeat leaves from here, so a loop that hangs is noticed.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use cid_discovery::{Announcer, Destination, NodeId};
+use cid_protocol::node::{FromNode, Hello, NODE_PROTOCOL_VERSION, ToNode};
+use cid_protocol::supervision::{FromAgent, FromInit, MAX_LINE};
+use cid_protocol::{BEACON_GROUP, NODE_PORT, cmdline};
+use futures_lite::StreamExt;
+use rtnetlink::{Handle, MulticastGroup};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::net::unix::{OwnedReadHalf as InitReader, OwnedWriteHalf as InitWriter};
+use tokio::net::{TcpSocket, UdpSocket, UnixStream};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::task::AbortHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::core::{Config, Node, Output, going_home};
+use crate::dhcp::{self, Client};
+use crate::{frames, hardware, links};
+
+/// Events that may wait.
+const QUEUE: usize = 128;
+/// A head that takes no bytes for this long has failed.
+const WRITE_BOUND: Duration = Duration::from_secs(2);
+/// The clock is stepped when it is off by more than this; smaller differences are the network's.
+const CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
+/// Without `cid.bail_out` on the kernel command line.
+const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
+
+/// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
+enum Event {
+    LinksChanged,
+    Dhcp { index: u32, bytes: Vec<u8> },
+    Connected { number: u64, writer: OwnedWriteHalf },
+    Frame { number: u64, message: ToNode },
+    Closed { number: u64, why: String },
+    Init(FromInit),
+}
+
+/// A link that is up, with its DHCP client.
+struct Wire {
+    name: String,
+    carrier: bool,
+    client: Client,
+    socket: std::sync::Arc<UdpSocket>,
+    reader: AbortHandle,
+}
+
+struct Connection {
+    number: u64,
+    task: AbortHandle,
+    writer: Option<OwnedWriteHalf>,
+}
+
+struct Shell {
+    started: Instant,
+    cmdline: String,
+    node: Node,
+    handle: Handle,
+    wires: BTreeMap<u32, Wire>,
+    connection: Option<Connection>,
+    connections: u64,
+    announcer: Announcer,
+    beacon_socket: Option<UdpSocket>,
+    head: Option<SocketAddrV4>,
+    init: InitWriter,
+    sender: Sender<Event>,
+}
+
+/// Runs until the process is ended; an error ends it, and PID 1 starts it again.
+pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
+    let stream = std::os::unix::net::UnixStream::from(supervision);
+    stream.set_nonblocking(true).context("supervision socket")?;
+    let (init_reader, init) = UnixStream::from_std(stream)
+        .context("supervision socket")?
+        .into_split();
+    let (sender, events) = channel(QUEUE);
+    tokio::spawn(read_init(init_reader, sender.clone()));
+
+    links::settings();
+    let groups = [MulticastGroup::Link];
+    let (connection, handle, mut changes) =
+        rtnetlink::new_multicast_connection(&groups).context("rtnetlink")?;
+    tokio::spawn(connection);
+    let link_sender = sender.clone();
+    tokio::spawn(async move {
+        while changes.next().await.is_some() {
+            // A full queue has a rescan in it already, or soon will: links are looked at every second anyway.
+            let _ = link_sender.try_send(Event::LinksChanged);
+        }
+    });
+
+    let cmdline = hardware::read("/proc/cmdline");
+    let config = config_from(&cmdline);
+    let boot_mac = config
+        .boot_mac
+        .or_else(|| links::wired().first().map(|link| link.mac))
+        .unwrap_or_default();
+    let started = Instant::now();
+    let now_ms = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_millis();
+    let seed = seed();
+    // The hardware clock orders boots; the seed tells those apart that it does not.
+    let incarnation = u64::try_from(now_ms).unwrap_or(0);
+    let announcer = Announcer::new(NodeId::of_machine(&hardware::uuid(), boot_mac), incarnation, seed);
+    let head = config.head;
+    let node = Node::new(Duration::ZERO, config);
+    let shell = Shell {
+        started,
+        cmdline,
+        node,
+        handle,
+        wires: BTreeMap::new(),
+        connection: None,
+        connections: 0,
+        announcer,
+        beacon_socket: None,
+        head,
+        init,
+        sender,
+    };
+    shell.forever(events).await
+}
+
+fn config_from(line: &str) -> Config {
+    let secs = cmdline::lookup(line, cmdline::BAIL_OUT).and_then(|value| value.parse().ok());
+    Config {
+        head: cmdline::lookup(line, cmdline::HEAD).and_then(|value| value.parse().ok()),
+        boot_mac: cmdline::lookup(line, cmdline::BOOTIF).and_then(cmdline::parse_bootif),
+        bail_out: secs.map_or(DEFAULT_BAIL_OUT, Duration::from_secs),
+    }
+}
+
+/// Eight random bytes of the kernel.
+fn seed() -> u64 {
+    let mut bytes = [0; 8];
+    let file = fs::File::open("/dev/urandom");
+    let _ = file.and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
+    u64::from_ne_bytes(bytes)
+}
+
+impl Shell {
+    async fn forever(mut self, mut events: Receiver<Event>) -> anyhow::Result<Infallible> {
+        let mut rescan_at = Duration::ZERO;
+        loop {
+            let now = self.now();
+            if now >= rescan_at {
+                rescan_at = now + Duration::from_secs(1);
+                self.rescan(now).await;
+            }
+            self.obey().await?;
+            let deadline = self.next_deadline().unwrap_or(rescan_at).min(rescan_at);
+            tokio::select! {
+                event = events.recv() => {
+                    let event = event.context("all tasks ended")?;
+                    self.handle_event(event).await;
+                }
+                () = sleep_until(self.started + deadline) => {}
+            }
+            let now = self.now();
+            self.node.handle_deadline(now);
+            self.announcer.handle_deadline(now);
+            self.wires
+                .values_mut()
+                .for_each(|wire| wire.client.handle_deadline(now));
+        }
+    }
+
+    fn now(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    fn next_deadline(&self) -> Option<Duration> {
+        let clients = self.wires.values().filter_map(|wire| wire.client.next_deadline());
+        clients
+            .chain(self.node.next_deadline())
+            .chain(self.announcer.next_deadline())
+            .min()
+    }
+
+    async fn handle_event(&mut self, event: Event) {
+        let now = self.now();
+        let current = self.connection.as_ref().map(|connection| connection.number);
+        match event {
+            Event::LinksChanged => self.rescan(now).await,
+            Event::Dhcp { index, bytes } => {
+                if let Some(wire) = self.wires.get_mut(&index)
+                    && let Err(reason) = wire.client.handle_datagram(now, &bytes)
+                    && reason != dhcp::Reject::NotOurs
+                {
+                    eprintln!("cid-agent: {}: DHCP datagram dropped: {reason:?}", wire.name);
+                }
+            }
+            Event::Connected { number, writer } if current == Some(number) => {
+                if let Some(connection) = &mut self.connection {
+                    connection.writer = Some(writer);
+                }
+                self.node.handle_connected(now);
+            }
+            Event::Frame { number, message } if current == Some(number) => {
+                self.node.handle_message(now, message)
+            }
+            Event::Closed { number, why } if current == Some(number) => self.node.handle_closed(now, &why),
+            Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
+            Event::Init(message) => self.node.handle_init(message),
+        }
+    }
+
+    /// Looks at all links: new ones are brought up, carriers are told to their clients and to the node.
+    async fn rescan(&mut self, now: Duration) {
+        let found = links::wired();
+        self.wires.retain(|index, wire| {
+            let there = found.iter().any(|link| link.index == *index);
+            if !there {
+                wire.reader.abort();
+            }
+            there
+        });
+        for link in &found {
+            if !self.wires.contains_key(&link.index)
+                && let Err(error) = self.open_wire(link).await
+            {
+                eprintln!("cid-agent: {}: {error:#}", link.name);
+            }
+            if let Some(wire) = self.wires.get_mut(&link.index)
+                && wire.carrier != link.carrier
+            {
+                wire.carrier = link.carrier;
+                wire.client.handle_carrier(now, link.carrier);
+            }
+        }
+        self.node.handle_links(now, found);
+    }
+
+    async fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
+        links::up(&self.handle, link.index).await?;
+        links::flush(&self.handle, link.index).await;
+        let socket = std::sync::Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
+        let (index, sender, reading) = (link.index, self.sender.clone(), socket.clone());
+        let reader = tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                match reading.recv(&mut buffer).await {
+                    Ok(length) => {
+                        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+                        // A full queue drops the datagram; the client asks again.
+                        let _ = sender.try_send(Event::Dhcp { index, bytes });
+                    }
+                    // ENETDOWN and the like: the link is down for now.
+                    Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+                }
+            }
+        });
+        let client = Client::new(link.mac, seed());
+        let wire = Wire {
+            name: link.name.clone(),
+            carrier: false,
+            client,
+            socket,
+            reader: reader.abort_handle(),
+        };
+        self.wires.insert(link.index, wire);
+        Ok(())
+    }
+
+    /// Does what the cores want until they want nothing more.
+    async fn obey(&mut self) -> anyhow::Result<()> {
+        loop {
+            let mut idle = true;
+            for index in self.wires.keys().copied().collect::<Vec<_>>() {
+                while let Some(output) = self
+                    .wires
+                    .get_mut(&index)
+                    .and_then(|wire| wire.client.poll_output())
+                {
+                    idle = false;
+                    self.obey_dhcp(index, output).await;
+                }
+            }
+            while let Some(output) = self.node.poll_output() {
+                idle = false;
+                self.obey_node(output).await?;
+            }
+            while let Some(beacon) = self.announcer.poll_output() {
+                self.send_beacon(&beacon).await;
+            }
+            if idle {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn obey_dhcp(&mut self, index: u32, output: dhcp::Output) {
+        let now = self.now();
+        let Some(wire) = self.wires.get(&index) else {
+            return;
+        };
+        match output {
+            dhcp::Output::Transmit { to, bytes } => {
+                if let Err(error) = wire.socket.send_to(&bytes, (to, 67)).await {
+                    eprintln!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
+                }
+            }
+            dhcp::Output::Configure(lease) => match links::configure(&self.handle, index, &lease).await {
+                Ok(()) => {
+                    eprintln!(
+                        "cid-agent: {}: address {}/{} from {}",
+                        wire.name, lease.address, lease.prefix, lease.server
+                    );
+                    self.node.handle_address(now, index, Some(lease.address));
+                }
+                Err(error) => eprintln!("cid-agent: {}: {error:#}", wire.name),
+            },
+            dhcp::Output::Deconfigure => {
+                links::flush(&self.handle, index).await;
+                self.node.handle_address(now, index, None);
+            }
+        }
+    }
+
+    async fn obey_node(&mut self, output: Output) -> anyhow::Result<()> {
+        match output {
+            Output::Connect { index, from, head } => self.connect(index, from, head),
+            Output::Disconnect => {
+                if let Some(connection) = self.connection.take() {
+                    connection.task.abort();
+                }
+            }
+            Output::SendHello { index } => {
+                let hello = self.hello(index);
+                self.send(FromNode::Hello(Box::new(hello))).await;
+            }
+            Output::SendPulse => {
+                let load = hardware::load();
+                self.announcer.handle_load(load.load1, load.memory_available_kib);
+                self.send(FromNode::Pulse(load)).await;
+            }
+            Output::SendGoingHome { reason } => self.send(going_home(reason)).await,
+            Output::SetClock { unix_ms } => set_clock(unix_ms),
+            Output::Tell(message) => self.tell(&message).await?,
+            Output::Announce { link, state, name } => {
+                let now = self.now();
+                self.beacon_socket =
+                    link.and_then(|(index, address)| self.open_beacon_socket(index, address));
+                self.announcer
+                    .handle_address(now, link.map(|(_, address)| address));
+                self.announcer.handle_state(now, state, &name);
+            }
+        }
+        Ok(())
+    }
+
+    fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
+        self.connections += 1;
+        let (number, sender) = (self.connections, self.sender.clone());
+        let name = self
+            .wires
+            .get(&index)
+            .map(|wire| wire.name.clone())
+            .unwrap_or_default();
+        let task = tokio::spawn(async move {
+            let why = match converse(number, &name, from, head, &sender).await {
+                Ok(()) => "the head closed the connection".to_owned(),
+                Err(error) => format!("the head at {}: {error}", head.ip()),
+            };
+            let _ = sender.send(Event::Closed { number, why }).await;
+        });
+        self.connection = Some(Connection {
+            number,
+            task: task.abort_handle(),
+            writer: None,
+        });
+    }
+
+    async fn send(&mut self, message: FromNode) {
+        let now = self.now();
+        let Some(writer) = self
+            .connection
+            .as_mut()
+            .and_then(|connection| connection.writer.as_mut())
+        else {
+            return;
+        };
+        let why = match timeout(WRITE_BOUND, frames::write(writer, &message)).await {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => format!("the connection to the head broke: {error}"),
+            Err(_) => "the head takes no data".to_owned(),
+        };
+        self.node.handle_closed(now, &why);
+    }
+
+    fn hello(&self, index: u32) -> Hello {
+        let word = |key| cmdline::lookup(&self.cmdline, key).unwrap_or_default().to_owned();
+        Hello {
+            version: NODE_PROTOCOL_VERSION,
+            boot_id: hardware::read("/proc/sys/kernel/random/boot_id"),
+            image: word(cmdline::IMAGE),
+            door: word(cmdline::DOOR),
+            hardware: hardware::report(index),
+        }
+    }
+
+    /// Losing PID 1 is the end; it will start another agent.
+    async fn tell(&mut self, message: &FromAgent) -> anyhow::Result<()> {
+        let line = format!("{}\n", message.to_line());
+        let written = timeout(WRITE_BOUND, self.init.write_all(line.as_bytes())).await;
+        written.context("PID 1 does not listen")?.context("PID 1 is gone")
+    }
+
+    fn open_beacon_socket(&self, index: u32, address: Ipv4Addr) -> Option<UdpSocket> {
+        let name = self.wires.get(&index)?.name.clone();
+        let open = || -> std::io::Result<UdpSocket> {
+            let socket = udp_socket(&name, SocketAddrV4::new(address, 0))?;
+            socket.set_multicast_if_v4(&address)?;
+            // One subnet: 239.192/14 never crosses a router here.
+            socket.set_multicast_ttl_v4(1)?;
+            socket.set_multicast_loop_v4(false)?;
+            UdpSocket::from_std(socket.into())
+        };
+        open()
+            .inspect_err(|error| eprintln!("cid-agent: {name}: beacon socket: {error}"))
+            .ok()
+    }
+
+    async fn send_beacon(&self, beacon: &cid_discovery::Transmit) {
+        let group = SocketAddrV4::new(BEACON_GROUP, NODE_PORT);
+        let to = match beacon.destination {
+            Destination::Group => Some(group),
+            Destination::Head => self.head.map(|head| SocketAddrV4::new(*head.ip(), NODE_PORT)),
+        };
+        if let (Some(socket), Some(to)) = (&self.beacon_socket, to) {
+            // The next beacon makes up for one that is lost here.
+            let _ = socket.send_to(&beacon.bytes, to).await;
+        }
+    }
+}
+
+/// One connection from dial to end.
+async fn converse(
+    number: u64,
+    link: &str,
+    from: Ipv4Addr,
+    head: SocketAddrV4,
+    sender: &Sender<Event>,
+) -> std::io::Result<()> {
+    let socket = TcpSocket::new_v4()?;
+    // The link decides the way, not the routing table: two links may be in one subnet.
+    socket.bind_device(Some(link.as_bytes()))?;
+    socket.bind(SocketAddr::from((from, 0)))?;
+    let stream = socket.connect(head.into()).await?;
+    stream.set_nodelay(true)?;
+    let (mut reader, writer) = stream.into_split();
+    let _ = sender.send(Event::Connected { number, writer }).await;
+    while let Some(message) = frames::read(&mut reader).await? {
+        let _ = sender.send(Event::Frame { number, message }).await;
+    }
+    Ok(())
+}
+
+fn dhcp_socket(link: &str) -> std::io::Result<UdpSocket> {
+    let socket = udp_socket(link, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68))?;
+    socket.set_broadcast(true)?;
+    UdpSocket::from_std(socket.into())
+}
+
+/// A non-blocking UDP socket that sends and hears on one link only.
+fn udp_socket(link: &str, address: SocketAddrV4) -> std::io::Result<socket2::Socket> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind_device(Some(link.as_bytes()))?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Lines of PID 1. An overlong one is dropped whole.
+async fn read_init(mut reader: InitReader, sender: Sender<Event>) {
+    let (mut line, mut overlong) = (Vec::new(), false);
+    let mut buffer = [0; 512];
+    while let Ok(length @ 1..) = reader.read(&mut buffer).await {
+        for byte in buffer.get(..length).unwrap_or_default() {
+            if *byte != b'\n' {
+                overlong |= line.len() >= MAX_LINE;
+                if !overlong {
+                    line.push(*byte);
+                }
+                continue;
+            }
+            let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
+            if !std::mem::take(&mut overlong)
+                && let Some(message) = FromInit::parse(&text)
+            {
+                let _ = sender.send(Event::Init(message)).await;
+            }
+        }
+    }
+}
+
+/// Steps the system clock to the head's. `clock_settime` leaves the clock marked as unsynchronised, so the kernel
+/// does not write the hardware clock, in which Windows keeps local time.
+fn set_clock(unix_ms: u64) {
+    let theirs = Duration::from_millis(unix_ms);
+    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    if ours.abs_diff(theirs) <= CLOCK_TOLERANCE {
+        return;
+    }
+    match cid_sys::clock::set(theirs) {
+        Ok(()) if matches!(cid_sys::clock::is_unsynchronised(), Ok(true)) => {}
+        Ok(()) => eprintln!(
+            "cid-agent: the kernel takes the clock as synchronised and may write the hardware clock"
+        ),
+        Err(error) => eprintln!("cid-agent: cannot set the clock: {error}"),
+    }
+}
