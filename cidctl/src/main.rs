@@ -135,10 +135,21 @@ fn main() -> ExitCode {
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             let unreachable = matches!(error.downcast_ref(), Some(ClientError::Unreachable { .. }));
-            eprintln!("cidctl: {error:#}");
+            eprintln!("cidctl: {}", one_line(&error));
             ExitCode::from(if unreachable { 3 } else { 1 })
         }
     }
+}
+
+/// The whole chain on one line; a cause that its effect quotes already is not said twice.
+fn one_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// `cidctl nodes | head -1` is no failure.

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use axum::extract::rejection::{JsonRejection, QueryRejection};
+use axum::extract::rejection::{JsonRejection, PathRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -98,6 +98,12 @@ impl From<JsonRejection> for Failure {
         let remedy =
             "see the documentation of cid_protocol::api; the body is JSON with Content-Type application/json";
         Self::new(rejection.status(), rejection.body_text(), remedy)
+    }
+}
+
+impl From<PathRejection> for Failure {
+    fn from(rejection: PathRejection) -> Self {
+        Self::new(rejection.status(), rejection.body_text(), "")
     }
 }
 
@@ -203,7 +209,11 @@ async fn wake(
     .await
 }
 
-async fn explain(State(api): Shared, UrlPath(word): UrlPath<String>) -> Result<Json<Explanation>, Failure> {
+async fn explain(
+    State(api): Shared,
+    word: Result<UrlPath<String>, PathRejection>,
+) -> Result<Json<Explanation>, Failure> {
+    let UrlPath(word) = word?;
     // A name is taken as well as a MAC: people have names at hand.
     let mac = match word.parse::<Mac>() {
         Ok(mac) => mac,

@@ -92,6 +92,26 @@ pub fn read(name: &str) -> Result<Interface, InterfaceError> {
     })
 }
 
+/// Interfaces that could face a lab: with an IPv4 address, up, not the loopback.
+///
+/// # Errors
+/// [`InterfaceError::List`].
+pub fn candidates() -> Result<Vec<String>, InterfaceError> {
+    let mut names = Vec::new();
+    for entry in getifaddrs().map_err(InterfaceError::List)? {
+        let usable = entry.flags.contains(InterfaceFlags::IFF_UP)
+            && !entry.flags.contains(InterfaceFlags::IFF_LOOPBACK);
+        let has_address = entry
+            .address
+            .as_ref()
+            .is_some_and(|address| address.as_sockaddr_in().is_some());
+        if usable && has_address && !names.contains(&entry.interface_name) {
+            names.push(entry.interface_name);
+        }
+    }
+    Ok(names)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

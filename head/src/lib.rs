@@ -5,9 +5,13 @@ pub mod api;
 pub mod beacons;
 pub mod config;
 pub mod core;
+pub mod desk;
 pub mod interface;
 pub mod mac;
+#[cfg(test)]
+mod mutation;
 pub mod nodes;
 pub mod nodeset;
 pub mod registry;
+pub mod service;
 pub mod store;

@@ -8,13 +8,13 @@ mod schema;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+pub use cid_bootserver::dhcp::leases::LeaseRecord as Lease;
 use cid_protocol::api::Event;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
@@ -32,21 +32,6 @@ const BATCH: usize = 1_024;
 /// How long what nobody waits for may stay in memory.
 const LAZY: Duration = Duration::from_secs(5);
 
-/// An address that was promised to a client.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lease {
-    /// What the boot server knows the client by (its hardware address or client identifier).
-    pub client: Vec<u8>,
-    /// The address.
-    pub address: Ipv4Addr,
-    /// MAC the last request came from.
-    pub mac: Mac,
-    /// Unix seconds.
-    pub expires_unix: u64,
-    /// Name the client gave itself; may be empty.
-    pub host_name: String,
-}
-
 /// One change.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Write {
@@ -54,10 +39,8 @@ pub enum Write {
     Machine(Box<Record>),
     /// Remove a machine.
     ForgetMachine(Mac),
-    /// Insert or replace a lease; another client's lease of the same address goes.
+    /// Insert or replace a machine's lease; another machine's lease of the same address goes.
     Lease(Lease),
-    /// Remove a lease by its client.
-    ForgetLease(Vec<u8>),
     /// Append an event; its `seq` is given by the database.
     Event(Event),
 }
@@ -402,7 +385,6 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::Machine(record) => schema::put_machine(&transaction, record)?,
             Write::ForgetMachine(mac) => schema::forget_machine(&transaction, *mac)?,
             Write::Lease(lease) => schema::put_lease(&transaction, lease)?,
-            Write::ForgetLease(client) => schema::forget_lease(&transaction, client)?,
             Write::Event(event) => schema::put_event(&transaction, event)?,
         }
     }

@@ -50,6 +50,11 @@ pub enum Observation {
         /// Image named in it.
         image: String,
     },
+    /// It fetched a file.
+    FileServed {
+        /// As it asked for it.
+        path: String,
+    },
 }
 
 impl Registry {
@@ -66,6 +71,7 @@ impl Registry {
             Observation::Leased(address) => self.take_address(mac, address),
             Observation::Decided { verdict, text } => self.take_decision(now, mac, verdict, &text),
             Observation::ScriptHandedOut { image } => return self.count_script(now, mac, image),
+            Observation::FileServed { path } => self.log_file(now, mac, &path),
         }
         if new {
             self.persist(mac);
@@ -86,6 +92,7 @@ impl Registry {
         record.door = firmware.door.map(|text| tame(&text, 32)).or(record.door.take());
         record.session_counted = false;
         machine.decision_logged = false;
+        machine.last_file = None;
         if matches!(before.state, NodeState::Up | NodeState::Lost | NodeState::Booting) {
             // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
             // packet with this MAC, the next pulse puts the row right.
@@ -158,5 +165,17 @@ impl Registry {
         let text = format!("was handed the loader script of image {}", tame(&image, 64));
         self.change_state(now, mac, NodeState::Booting, text);
         self.persist(mac);
+    }
+
+    /// One line per file and boot: firmware asks twice (for the size first), and HEAD comes before GET.
+    fn log_file(&mut self, now: Now, mac: Mac, path: &str) {
+        let name = tame(path.rsplit(['/', '\\']).next().unwrap_or(path), 64);
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        if machine.last_file.as_ref() != Some(&name) {
+            machine.last_file = Some(name.clone());
+            self.event(now, mac, "file", format!("fetches {name}"));
+        }
     }
 }

@@ -100,6 +100,8 @@ pub(super) struct Machine {
     pub(super) load: Option<Load>,
     /// The decision of this boot session is in the event log already.
     pub(super) decision_logged: bool,
+    /// Last file fetched in this boot session.
+    pub(super) last_file: Option<String>,
     /// `record` differs from what was last written, in what may be lost.
     pub(super) stale: bool,
 }
@@ -113,6 +115,7 @@ impl Machine {
             grace,
             load: None,
             decision_logged: false,
+            last_file: None,
             stale: false,
         }
     }

@@ -17,11 +17,9 @@ pub(super) const MAX_EVENTS: i64 = 100_000;
 pub(super) fn migrations() -> Migrations<'static> {
     Migrations::new(vec![M::up(
         "CREATE TABLE lease (
-             client BLOB PRIMARY KEY,
+             mac BLOB PRIMARY KEY,
              address INTEGER NOT NULL UNIQUE,
-             mac BLOB NOT NULL,
-             expires_unix INTEGER NOT NULL,
-             host_name TEXT NOT NULL
+             expires_unix INTEGER NOT NULL
          ) STRICT;
          CREATE TABLE machine (
              mac BLOB PRIMARY KEY,
@@ -80,21 +78,12 @@ pub(super) fn forget_machine(transaction: &Transaction<'_>, mac: Mac) -> rusqlit
 
 pub(super) fn put_lease(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO lease VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .prepare_cached("INSERT OR REPLACE INTO lease VALUES (?1, ?2, ?3)")?
         .execute(params![
-            lease.client,
-            lease.address.to_bits(),
             lease.mac.0.as_slice(),
-            lease.expires_unix as i64,
-            lease.host_name
+            lease.address.to_bits(),
+            lease.expires_unix as i64
         ])?;
-    Ok(())
-}
-
-pub(super) fn forget_lease(transaction: &Transaction<'_>, client: &[u8]) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("DELETE FROM lease WHERE client = ?1")?
-        .execute([client])?;
     Ok(())
 }
 
@@ -126,11 +115,9 @@ pub(super) fn leases(connection: &Connection) -> rusqlite::Result<Vec<Lease>> {
     let mut statement = connection.prepare("SELECT * FROM lease ORDER BY address")?;
     let lease_of = |row: &Row<'_>| {
         Ok(Lease {
-            client: row.get("client")?,
-            address: Ipv4Addr::from_bits(row.get("address")?),
             mac: Mac(row.get("mac")?),
+            address: Ipv4Addr::from_bits(row.get("address")?),
             expires_unix: unsigned(row, "expires_unix")?,
-            host_name: row.get("host_name")?,
         })
     };
     statement.query_map([], lease_of)?.collect()

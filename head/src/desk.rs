@@ -1,0 +1,282 @@
+//! Between the boot server and the registry: what the head knows goes to the policy, what was seen comes back. Must
+//! not decide: every decision is `cid_bootserver::policy`'s.
+
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use cid_bootserver::counters::Counters;
+use cid_bootserver::dhcp::leases::LeaseRecord;
+use cid_bootserver::dhcp::rival::Rival;
+use cid_bootserver::dhcp::server::Observation as Seen;
+use cid_bootserver::directory::{CommitError, Directory};
+use cid_bootserver::machine::{Client, Platform};
+use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Standing};
+use cid_bootserver::site::{Offers, full_cmdline};
+use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation};
+
+use crate::api::BootView;
+use crate::core::Core;
+use crate::mac::Mac;
+use crate::registry::{Firmware, Observation, Record, Registry, Verdict};
+use crate::store::{StoreError, Write};
+
+/// What the boot server asks and tells.
+pub struct Desk {
+    core: Arc<Core>,
+    offers: Arc<Offers>,
+    counters: Arc<Counters>,
+    /// End of each machine's lease, Unix seconds.
+    leases: Mutex<BTreeMap<Mac, u64>>,
+    decisions: Mutex<BTreeMap<String, u64>>,
+    rival: Mutex<Option<Rival>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Desk {
+    /// Starts with what is offered and what was promised.
+    pub fn new(
+        core: Arc<Core>,
+        offers: Arc<Offers>,
+        counters: Arc<Counters>,
+        leases: &[LeaseRecord],
+    ) -> Self {
+        let leases = leases
+            .iter()
+            .map(|lease| (lease.mac, lease.expires_unix))
+            .collect();
+        Self {
+            core,
+            offers,
+            counters,
+            leases: Mutex::new(leases),
+            decisions: Mutex::default(),
+            rival: Mutex::default(),
+        }
+    }
+
+    fn note(&self, mac: Mac, seen: Observation) {
+        self.core
+            .act(|registry, now| registry.handle_observation(now, mac, seen))
+            .1
+            .unacknowledged();
+    }
+}
+
+impl Directory for Desk {
+    fn standing(&self, facts: &Facts) -> Standing {
+        self.core.read(|registry| standing(registry, facts))
+    }
+
+    fn observe(&self, mac: Mac, observation: Seen) {
+        self.note(mac, translate(observation));
+    }
+
+    async fn commit_leases(&self, records: Vec<LeaseRecord>) -> Result<(), CommitError> {
+        let writes = records.iter().copied().map(Write::Lease).collect();
+        let failed = |error: StoreError| CommitError(error.to_string());
+        self.core
+            .store()
+            .submit(writes)
+            .map_err(failed)?
+            .done()
+            .await
+            .map_err(failed)?;
+        lock(&self.leases).extend(records.iter().map(|record| (record.mac, record.expires_unix)));
+        Ok(())
+    }
+
+    async fn script_handed_out(&self, mac: Mac, image: String) -> Result<(), CommitError> {
+        let seen = Observation::ScriptHandedOut { image };
+        let (_, pending) = self
+            .core
+            .act(|registry, now| registry.handle_observation(now, mac, seen));
+        pending
+            .done()
+            .await
+            .map_err(|error| CommitError(error.to_string()))
+    }
+
+    fn file_served(&self, _client: Ipv4Addr, mac: Option<Mac>, path: &str) {
+        if let Some(mac) = mac {
+            self.note(
+                mac,
+                Observation::FileServed {
+                    path: path.to_owned(),
+                },
+            );
+        }
+    }
+
+    fn rival(&self, rival: Rival, present: bool) {
+        *lock(&self.rival) = present.then_some(rival);
+        let text = if present {
+            format!(
+                "another DHCP server answers at {}; this head keeps silent until it has gone",
+                rival.server
+            )
+        } else {
+            format!(
+                "the DHCP server at {} has gone; this head answers again",
+                rival.server
+            )
+        };
+        self.core
+            .act(|registry, _| registry.note("rival-dhcp", text))
+            .1
+            .unacknowledged();
+    }
+
+    fn decide(&self, facts: &Facts) -> Decision {
+        let decision = policy::decide(facts, &self.standing(facts), &self.offers.current().site);
+        let key = format!("{}/{}", action_word(&decision.action), decision.reason.name());
+        *lock(&self.decisions).entry(key).or_default() += 1;
+        decision
+    }
+}
+
+impl BootView for Desk {
+    /// Goes by what the machine was when it last asked.
+    fn explain(&self, mac: Mac) -> Explanation {
+        let record = self.core.read(|registry| registry.record(mac).cloned());
+        let facts = last_facts(mac, record.as_ref());
+        // Not through `decide`: nobody was answered, so nothing is counted.
+        let decision = policy::decide(&facts, &self.standing(&facts), &self.offers.current().site);
+        let boot = match &decision.action {
+            Action::Boot(boot) => Some(BootAnswer {
+                image: boot.image.clone(),
+                loader: boot.loader.file().to_owned(),
+                cmdline: full_cmdline(boot, mac),
+            }),
+            Action::LocalDisk | Action::NoBootAnswer => None,
+        };
+        Explanation {
+            mac: mac.to_string(),
+            action: action_word(&decision.action).to_owned(),
+            reason: decision.reason.name().to_owned(),
+            text: decision.reason.to_string(),
+            boot,
+        }
+    }
+
+    fn dhcp(&self) -> DhcpStatus {
+        match &*lock(&self.rival) {
+            Some(rival) => DhcpStatus::Suspended {
+                rival: rival.server.to_string(),
+            },
+            None => DhcpStatus::Serving,
+        }
+    }
+
+    fn drops(&self) -> BTreeMap<String, u64> {
+        self.counters.snapshot()
+    }
+
+    fn decisions(&self) -> BTreeMap<String, u64> {
+        lock(&self.decisions).clone()
+    }
+
+    fn leases(&self) -> usize {
+        let now = self.core.now().unix_ms / 1_000;
+        lock(&self.leases)
+            .values()
+            .filter(|expires| **expires > now)
+            .count()
+    }
+}
+
+fn standing(registry: &Registry, facts: &Facts) -> Standing {
+    let Some(record) = registry.record(facts.mac) else {
+        let mut record = Record::seen(facts.mac, 0);
+        record.uuid = facts.uuid.map(|uuid| uuid.to_string());
+        let group = registry.group_of(&record).map(|(name, _)| name.to_owned());
+        return Standing {
+            group,
+            ..Standing::default()
+        };
+    };
+    // A group that it was adopted into and that is gone from head.toml is the policy's to name.
+    let group = registry
+        .group_of(record)
+        .map(|(name, _)| name.to_owned())
+        .or_else(|| record.group.clone());
+    Standing {
+        group,
+        name: record.name.clone(),
+        hold: record.hold.clone(),
+        failed_boots: record.failed_boots,
+        boot_in_progress: record.session_counted,
+    }
+}
+
+/// The word of the API for what is done.
+fn action_word(action: &Action) -> &'static str {
+    match action {
+        Action::Boot(_) => "boot",
+        Action::LocalDisk => "local-disk",
+        Action::NoBootAnswer => "no-boot-answer",
+    }
+}
+
+fn translate(seen: Seen) -> Observation {
+    match seen {
+        Seen::Heard => Observation::Heard,
+        Seen::Leased(address) => Observation::Leased(address),
+        Seen::FirmwareAsked(facts) => Observation::SessionStarted(Firmware {
+            uuid: facts.uuid.map(|uuid| uuid.to_string()),
+            firmware: Some(facts.platform.to_string()),
+            door: Some(door(&facts).to_owned()),
+        }),
+        Seen::Decided(decision) => {
+            let verdict = match &decision.action {
+                Action::Boot(_) => Verdict::Boot,
+                Action::LocalDisk => Verdict::LocalDisk,
+                Action::NoBootAnswer => Verdict::Nothing,
+            };
+            Observation::Decided {
+                verdict,
+                text: format!("{}: {}", action_word(&decision.action), decision.reason),
+            }
+        }
+    }
+}
+
+/// Door by which a machine knocks, whether or not it is let in.
+fn door(facts: &Facts) -> &'static str {
+    match (facts.client, facts.platform) {
+        (Client::Ipxe, Platform::Bios) => Loader::IpxeScript.door(),
+        (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => "http-uefi",
+        (_, Platform::UefiX64 | Platform::Other(_)) => Loader::Shim.door(),
+        (_, Platform::Bios) => "pxe-bios-rom",
+    }
+}
+
+/// The facts of a machine's last boot, read back from its record; of a machine without one, those of a PC with iPXE.
+fn last_facts(mac: Mac, record: Option<&Record>) -> Facts {
+    let door = record.and_then(|record| record.door.as_deref());
+    let firmware = record.and_then(|record| record.firmware.as_deref());
+    let (client, platform) = match (door, firmware) {
+        (Some("pxe-bios-rom"), _) => (Client::PxeFirmware, Platform::Bios),
+        (Some("http-uefi"), _) => (Client::HttpFirmware, Platform::UefiX64Http),
+        (_, Some("uefi-x64")) | (Some("pxe-uefi"), None) => (Client::PxeFirmware, Platform::UefiX64),
+        (_, Some(other)) if other != "bios" => (Client::PxeFirmware, other_platform(other)),
+        _ => (Client::Ipxe, Platform::Bios),
+    };
+    Facts {
+        mac,
+        uuid: None,
+        client,
+        platform,
+    }
+}
+
+/// Reads [`Platform`]'s text back.
+fn other_platform(text: &str) -> Platform {
+    (0..=u16::MAX)
+        .map(Platform::Other)
+        .find(|platform| platform.to_string() == text)
+        .unwrap_or(Platform::Other(u16::MAX))
+}

@@ -1,0 +1,322 @@
+//! The daemon: starts the parts in order, joins them, stops them. Must hold no logic of its own.
+//!
+//! Order of start: interface and address, database, is there a rival, sockets, images, readiness. Nothing is bound
+//! before the database is ours, and nothing is answered before everything is bound.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, anyhow, bail};
+use cid_bootserver::addresses::Addresses;
+use cid_bootserver::counters::Counters;
+use cid_bootserver::dhcp::rival::Watch;
+use cid_bootserver::dhcp::server::{Server, Settings};
+use cid_bootserver::dhcp::socket::{Shell, Sockets};
+use cid_bootserver::files::Files;
+use cid_bootserver::site::{GroupSettings, Offers};
+use cid_bootserver::{http, tftp};
+use cid_protocol::NODE_PORT;
+use sd_notify::NotifyState;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use crate::api::{self, Api};
+use crate::config::Config;
+use crate::core::Core;
+use crate::desk::Desk;
+use crate::interface::{self, Interface};
+use crate::registry::Registry;
+use crate::store::Store;
+use crate::{beacons, nodes};
+
+/// How often the image folder is looked at.
+const IMAGES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Everything bound, nothing answered yet.
+struct Bound {
+    dhcp: Sockets,
+    watch: Watch,
+    tftp: tftp::Server,
+    http: TcpListener,
+    nodes: TcpListener,
+    beacons: tokio::net::UdpSocket,
+    api: tokio::net::UnixListener,
+}
+
+/// Runs until it is told to stop.
+///
+/// # Errors
+/// It cannot start, or a part failed; one chain with the remedy.
+pub async fn run(config: Config) -> Result<()> {
+    // First of all: a signal during the start must stop us cleanly too.
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let interface = interface::read(&config.interface)?;
+    let config = config.resolve(&interface.subnet)?;
+    let (store, contents) = Store::open(&config.state_dir)?;
+    let bound = tokio::select! {
+        bound = bind(&config, &interface) => bound?,
+        _ = terminate.recv() => return Ok(()),
+        _ = interrupt.recv() => return Ok(()),
+    };
+    let socket = config.socket.clone();
+    let machines = contents.machines;
+    let leases = contents.leases;
+    tracing::info!(machines = machines.len(), leases = leases.len(), "state read");
+    let broadcast = interface.subnet.broadcast();
+    let core = Core::start(store, broadcast, |now| Registry::new(&config, machines, now));
+    let offers = load_offers(&config, interface.subnet.address).await?;
+    let mut tasks = start(&config, &interface, bound, &core, &offers, &leases)?;
+    let text = format!(
+        "cidhead {} serves {}",
+        env!("CARGO_PKG_VERSION"),
+        config.interface
+    );
+    core.act(|registry, _| registry.note("head", text))
+        .1
+        .unacknowledged();
+    // Without systemd there is nobody to tell.
+    let _ = sd_notify::notify(&[NotifyState::Ready]);
+    let ended = tokio::select! {
+        _ = terminate.recv() => Ok(()),
+        _ = interrupt.recv() => Ok(()),
+        Some(ended) = tasks.join_next() => Err(match ended {
+            Ok(error) => error,
+            Err(error) => anyhow!("a part of the head failed: {error}"),
+        }),
+    };
+    let _ = sd_notify::notify(&[NotifyState::Stopping]);
+    tasks.shutdown().await;
+    let input = |registry: &mut Registry, _| {
+        registry.flush_lazily();
+        registry.note("head", "cidhead stops".to_owned());
+    };
+    core.act(input).1.unacknowledged();
+    // An empty write waited for stands behind everything queued before it.
+    core.store().submit(Vec::new())?.done().await?;
+    let _ = std::fs::remove_file(&socket);
+    ended
+}
+
+async fn bind(config: &Config, interface: &Interface) -> Result<Bound> {
+    let address = interface.subnet.address;
+    let api = api::listen(&config.socket).await?;
+    let occupied = |what: &'static str, port: u16| {
+        let remedy = format!(
+            "as root or with CAP_NET_BIND_SERVICE and CAP_NET_RAW; `ss -lnp | grep ':{port} '` shows who has it"
+        );
+        move || format!("cannot listen for {what} on {address} port {port} ({remedy})")
+    };
+    let dhcp = Sockets::bind(&config.interface).with_context(occupied("DHCP", 67))?;
+    let mut watch = Watch::new(address, seed(), Duration::ZERO);
+    tracing::info!(interface = %config.interface, %address, "looking for another DHCP server");
+    if let Some(rival) = dhcp
+        .find_rival(&mut watch)
+        .await
+        .context("cannot look for another DHCP server")?
+    {
+        let offered = rival
+            .offered
+            .map(|offered| format!(" and offered {offered}"))
+            .unwrap_or_default();
+        bail!(
+            "another DHCP server answers on {}: {}{offered}; two would give out each other's addresses: switch it off there, or serve another interface",
+            config.interface,
+            rival.server
+        );
+    }
+    let tcp = |port| TcpListener::bind(SocketAddrV4::new(address, port));
+    Ok(Bound {
+        dhcp,
+        watch,
+        tftp: tftp::Server::bind(address).with_context(occupied("TFTP", tftp::PORT))?,
+        http: tcp(http::PORT).await.with_context(occupied("HTTP", http::PORT))?,
+        nodes: tcp(NODE_PORT).await.with_context(occupied("nodes", NODE_PORT))?,
+        beacons: beacons::bind(interface).with_context(occupied("beacons", NODE_PORT))?,
+        api,
+    })
+}
+
+fn start(
+    config: &Config,
+    interface: &Interface,
+    bound: Bound,
+    core: &Arc<Core>,
+    offers: &Arc<Offers>,
+    leases: &[crate::store::Lease],
+) -> Result<JoinSet<anyhow::Error>> {
+    let counters = Arc::new(Counters::default());
+    let addresses = Arc::new(Addresses::new(leases));
+    let desk = Arc::new(Desk::new(
+        Arc::clone(core),
+        Arc::clone(offers),
+        Arc::clone(&counters),
+        leases,
+    ));
+    let files = Files::new(
+        Arc::clone(&desk),
+        Arc::clone(offers),
+        Arc::clone(&addresses),
+        Arc::clone(&counters),
+    );
+    let shell = Shell {
+        sockets: bound.dhcp,
+        server: Server::new(dhcp_settings(config, interface)?, leases),
+        watch: bound.watch,
+        directory: Arc::clone(&desk),
+        addresses,
+        counters,
+    };
+    let api = Api {
+        core: Arc::clone(core),
+        boot: desk,
+        interface: config.interface.clone(),
+        address: interface.subnet.address.to_string(),
+    };
+    let mut tasks = JoinSet::new();
+    tasks.spawn(async move { failed("DHCP", shell.serve().await) });
+    let tftp_files = files.clone();
+    tasks.spawn(async move { failed("TFTP", bound.tftp.serve(tftp_files).await) });
+    tasks.spawn(async move {
+        http::serve(bound.http, files).await;
+        stopped("HTTP")
+    });
+    let nodes_core = Arc::clone(core);
+    tasks.spawn(async move {
+        nodes::serve(nodes_core, bound.nodes).await;
+        stopped("the door for nodes")
+    });
+    let beacons_core = Arc::clone(core);
+    tasks.spawn(async move {
+        beacons::serve(beacons_core, bound.beacons).await;
+        stopped("hearing beacons")
+    });
+    tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
+    let offers = Arc::clone(offers);
+    tasks.spawn(async move {
+        watch_images(offers).await;
+        stopped("watching images")
+    });
+    Ok(tasks)
+}
+
+/// No part ends by itself; one that did is the failure.
+fn failed<E: Into<anyhow::Error>>(part: &'static str, ended: Result<(), E>) -> anyhow::Error {
+    match ended {
+        Ok(()) => stopped(part),
+        Err(error) => error.into().context(format!("{part} failed")),
+    }
+}
+
+fn stopped(part: &'static str) -> anyhow::Error {
+    anyhow!("{part} stopped by itself")
+}
+
+fn dhcp_settings(config: &Config, interface: &Interface) -> Result<Settings> {
+    let (first, last) = config.dhcp.range.context("the DHCP range is not resolved")?;
+    Ok(Settings {
+        address: interface.subnet.address,
+        prefix: interface.subnet.prefix,
+        first,
+        last,
+        lease_secs: u32::try_from(config.dhcp.lease.as_secs()).unwrap_or(u32::MAX),
+        router: config.dhcp.router,
+        dns: config.dhcp.dns.clone(),
+        domain: config.dhcp.domain.clone(),
+    })
+}
+
+fn group_settings(config: &Config) -> BTreeMap<String, GroupSettings> {
+    let settings = |group: &crate::config::Group| GroupSettings {
+        image: group.image.clone(),
+        kernel_args: group.kernel_args.clone(),
+        bail_out_secs: group.bail_out.as_secs(),
+        patience_secs: group.patience.as_secs(),
+    };
+    config
+        .groups
+        .iter()
+        .map(|(name, group)| (name.clone(), settings(group)))
+        .collect()
+}
+
+/// A folder in which a file replaces the built-in template of its name.
+fn overrides(config: &Config) -> PathBuf {
+    config.state_dir.join("templates")
+}
+
+async fn load_offers(config: &Config, address: Ipv4Addr) -> Result<Arc<Offers>> {
+    let (images_dir, overrides, groups) = (
+        config.images_dir.clone(),
+        overrides(config),
+        group_settings(config),
+    );
+    let load = move || Offers::load(address, images_dir, Some(overrides), groups);
+    let offers = tokio::task::spawn_blocking(load)
+        .await
+        .context("the images cannot be read")?;
+    for finding in findings(&offers) {
+        tracing::warn!("{finding}");
+    }
+    Ok(Arc::new(offers))
+}
+
+async fn watch_images(offers: Arc<Offers>) {
+    let mut ticks = tokio::time::interval(IMAGES_INTERVAL);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let looked = Arc::clone(&offers);
+        if let Ok(true) = tokio::task::spawn_blocking(move || looked.refresh()).await {
+            tracing::info!("the image folder has changed");
+            for finding in findings(&offers) {
+                tracing::warn!("{finding}");
+            }
+        }
+    }
+}
+
+/// What keeps a group from booting, one line each.
+fn findings(offers: &Offers) -> Vec<String> {
+    let current = offers.current();
+    let mut found: Vec<String> = current.site.templates_broken.iter().cloned().collect();
+    for (name, group) in &current.site.groups {
+        if let Some(fault) = &group.image_fault {
+            found.push(format!("group {name}: {}", fault_text(fault, &group.image)));
+        }
+    }
+    found
+}
+
+fn fault_text(fault: &cid_bootserver::policy::ImageFault, image: &str) -> String {
+    use cid_bootserver::policy::{ImageFault, Reason};
+    match fault {
+        ImageFault::Missing(what) => Reason::ImageMissing(what.clone()).to_string(),
+        ImageFault::Damaged(what) => Reason::ImageDamaged(what.clone()).to_string(),
+        ImageFault::NoUefiLoader => Reason::NoUefiLoader(image.to_owned()).to_string(),
+    }
+}
+
+/// What `cidhead check` finds in templates and images. Blocks.
+pub fn check(config: &Config) -> Vec<String> {
+    let groups = group_settings(config);
+    findings(&Offers::load(
+        Ipv4Addr::LOCALHOST,
+        config.images_dir.clone(),
+        Some(overrides(config)),
+        groups,
+    ))
+}
+
+/// Probes of two heads on one wire must differ.
+fn seed() -> u64 {
+    let clock = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos();
+    (clock as u64) ^ (u64::from(std::process::id()) << 32)
+}
