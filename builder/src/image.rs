@@ -73,14 +73,14 @@ pub fn build(
 
     let mut plan = Plan::new();
     add_base(&mut plan, recipe, options, &inputs)?;
-    add_modules(&mut plan, &inputs.kernel, &index, &selection)?;
+    add_modules(&mut plan, recipe, &inputs.kernel, &index, &selection)?;
     let firmware = add_firmware(&mut plan, &inputs, &index, &selection)?;
     add_extras(&mut plan, recipe)?;
     plan.seal()?;
 
-    let archive = write_archive(&plan, Vec::new()).context("newc archive")?;
-    let mut initrd = Vec::with_capacity(archive.len());
-    let phase = progress.bytes("compressing", archive.len() as u64);
+    let archive = write_archive(&plan).context("newc archive")?;
+    let mut initrd = Vec::with_capacity(archive.bytes.len());
+    let phase = progress.bytes("compressing", archive.bytes.len() as u64);
     compress(&archive, recipe.compression, &mut initrd, |done| phase.at(done))?;
     phase.finish();
 
@@ -240,12 +240,14 @@ fn add_base(plan: &mut Plan, recipe: &Recipe, options: &Options, inputs: &Inputs
 
 fn add_modules(
     plan: &mut Plan,
+    recipe: &Recipe,
     kernel: &Kernel,
     index: &ModuleIndex,
     selection: &Selection,
 ) -> anyhow::Result<()> {
     let root = format!("/lib/modules/{}", kernel.release);
-    let as_shipped = kernel.unpacks_modules();
+    let unpacks = kernel.unpacks_modules();
+    let mut stored = BTreeMap::new();
     for name in selection.closure.keys() {
         let Some(facts) = index.module(name) else { continue };
         let file = kernel.modules.join(&facts.path);
@@ -256,18 +258,19 @@ fn add_modules(
                 file.display()
             );
         }
-        if as_shipped {
-            plan.add(&format!("{root}/{}", facts.path), Node::file(bytes))?;
+        let (path, bytes) = if unpacks && bytes.len() >= recipe.unpack_below {
+            (facts.path.clone(), bytes)
         } else {
             let plain = facts.path.split_inclusive(".ko").next().unwrap_or(&facts.path);
-            plan.add(
-                &format!("{root}/{plain}"),
-                Node::file(module::unpack(&facts.path, &bytes)?),
-            )?;
-        }
+            (plain.to_owned(), module::unpack(&facts.path, &bytes)?)
+        };
+        plan.add(&format!("{root}/{path}"), Node::file(bytes))?;
+        stored.insert(name.clone(), path);
     }
     let names = selection.closure.keys().cloned().collect();
-    for (name, text) in index_files(index, &names) {
+    for (name, text) in index_files(index, &names, |facts| {
+        stored.get(&facts.name).cloned().unwrap_or_default()
+    }) {
         plan.add(&format!("{root}/{name}"), Node::file(text.into_bytes()))?;
     }
     Ok(())

@@ -98,6 +98,9 @@ pub struct Recipe {
     pub other: Vec<Located<String>>,
     /// Selectors of modules that the two lists above do not pick.
     pub exclude: Vec<Located<String>>,
+    /// Modules of fewer bytes (compressed, as shipped) are stored unpacked: they resemble each other, and compressed
+    /// together they take less of the archive than each by itself, but more of the builder's time and the node's RAM.
+    pub unpack_below: usize,
     /// Modules that may make block devices.
     pub allow_block_drivers: Vec<Located<String>>,
     /// The static busybox.
@@ -150,6 +153,7 @@ struct RawModules {
     exclude: Vec<Spanned<String>>,
     #[serde(default)]
     allow_block_drivers: Vec<Spanned<String>>,
+    unpack_below: Option<usize>,
 }
 
 #[derive(Deserialize)]
@@ -283,6 +287,7 @@ impl Context<'_> {
             nic: self.all(raw.modules.nic),
             other: self.all(raw.modules.other),
             exclude: self.all(raw.modules.exclude),
+            unpack_below: raw.modules.unpack_below.unwrap_or(DEFAULT_UNPACK_BELOW),
             allow_block_drivers: self.all(raw.modules.allow_block_drivers),
             busybox: self.busybox(raw.busybox)?,
             loaders: Loaders {
@@ -459,7 +464,9 @@ impl Context<'_> {
 const DEFAULT_SUITE: &str = "trixie";
 const DEFAULT_KERNEL: &str = "linux-image-amd64";
 const DEFAULT_BUSYBOX: &str = "busybox-static";
-const DEFAULT_ZSTD_LEVEL: i32 = 19;
+const DEFAULT_ZSTD_LEVEL: i32 = 17;
+/// Measured on 6.12 with every NIC driver: 131 files, 962 kB as shipped, 741 kB when compressed together.
+const DEFAULT_UNPACK_BELOW: usize = 16_000;
 
 fn is_name(text: &str) -> bool {
     text.len() <= 64

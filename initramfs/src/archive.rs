@@ -3,7 +3,7 @@
 
 use std::io::{self, Read, Write};
 
-use crate::plan::{Node, Plan};
+use crate::plan::{Group, Node, Plan, group_of};
 
 /// Why an archive cannot be read. Nothing was kept; the archive is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -33,32 +33,53 @@ pub enum ArchiveError {
     Visitor(io::Error),
 }
 
-/// Writes `plan` as one newc archive with its trailer. Time and owner are 0, inodes count from 1, every entry has
+/// A newc archive in memory, and which part of it is compressed already.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Archive {
+    /// The whole archive with its trailer.
+    pub bytes: Vec<u8>,
+    /// The run of entries whose files are compressed already.
+    pub packed: std::ops::Range<usize>,
+}
+
+/// Writes `plan` as one newc archive with its trailer. Time and owner are 0, inodes count from 1, every file has
 /// one link: the bytes depend on the plan alone.
-pub fn write_archive<W: Write>(plan: &Plan, mut output: W) -> io::Result<W> {
+pub fn write_archive(plan: &Plan) -> io::Result<Archive> {
+    let mut output = Vec::with_capacity(plan.content_size() as usize + (1 << 16));
+    let mut packed: Option<std::ops::Range<usize>> = None;
     for (number, (path, node)) in plan.nodes().enumerate() {
-        // The crate's own numbering starts at 0, which GNU cpio takes for "no inode"; 1 is safe everywhere.
-        let inode = u32::try_from(number + 1).map_err(|_| io::Error::other("more than 2^32 entries"))?;
-        let mut header = cpio::newc::Builder::new(path.trim_start_matches('/'))
-            .ino(inode)
-            .mode(node.mode());
-        header = header.nlink(if matches!(node, Node::Directory { .. }) {
-            2
-        } else {
-            1
-        });
-        if let Node::CharacterDevice { major, minor, .. } = node {
-            header = header.rdev_major(*major).rdev_minor(*minor);
+        let start = output.len();
+        output = write_entry(output, number, path, node)?;
+        if group_of(path, node) == Group::Packed {
+            packed = Some(packed.map_or(start, |run| run.start)..output.len());
         }
-        let content = node.content();
-        // Checked by the plan; the crate would truncate without a word.
-        let size = u32::try_from(content.len()).map_err(|_| io::Error::other("entry larger than 4 GiB"))?;
-        let mut entry = header.write(output, size);
-        // `write_all` of exactly `size` bytes: the crate's `finish` says Ok after a short write.
-        entry.write_all(content)?;
-        output = entry.finish()?;
     }
-    cpio::newc::trailer(output)
+    let bytes = cpio::newc::trailer(output)?;
+    let packed = packed.unwrap_or(bytes.len()..bytes.len());
+    Ok(Archive { bytes, packed })
+}
+
+fn write_entry<W: Write>(output: W, number: usize, path: &str, node: &Node) -> io::Result<W> {
+    // The crate's own numbering starts at 0, which GNU cpio takes for "no inode"; 1 is safe everywhere.
+    let inode = u32::try_from(number + 1).map_err(|_| io::Error::other("more than 2^32 entries"))?;
+    let mut header = cpio::newc::Builder::new(path.trim_start_matches('/'))
+        .ino(inode)
+        .mode(node.mode());
+    header = header.nlink(if matches!(node, Node::Directory { .. }) {
+        2
+    } else {
+        1
+    });
+    if let Node::CharacterDevice { major, minor, .. } = node {
+        header = header.rdev_major(*major).rdev_minor(*minor);
+    }
+    let content = node.content();
+    // Checked by the plan; the crate would truncate without a word.
+    let size = u32::try_from(content.len()).map_err(|_| io::Error::other("entry larger than 4 GiB"))?;
+    let mut entry = header.write(output, size);
+    // `write_all` of exactly `size` bytes: the crate's `finish` says Ok after a short write.
+    entry.write_all(content)?;
+    entry.finish()
 }
 
 /// What a reader is told of an entry before its content.

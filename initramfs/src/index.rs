@@ -92,8 +92,13 @@ impl ModuleIndex {
     }
 }
 
-/// The index files for exactly `names`, as `depmod` writes them: file name and content.
-pub fn index_files(index: &ModuleIndex, names: &BTreeSet<String>) -> Vec<(&'static str, String)> {
+/// The index files for exactly `names`, as `depmod` writes them: file name and content. `stored` gives the path under
+/// which a module lies in the image (it may have been unpacked on the way).
+pub fn index_files(
+    index: &ModuleIndex,
+    names: &BTreeSet<String>,
+    stored: impl Fn(&ModuleFacts) -> String,
+) -> Vec<(&'static str, String)> {
     let modules: Vec<&ModuleFacts> = names.iter().filter_map(|name| index.module(name)).collect();
     let mut dependencies = String::new();
     let mut aliases = String::from("# Aliases extracted from modules themselves.\n");
@@ -101,11 +106,11 @@ pub fn index_files(index: &ModuleIndex, names: &BTreeSet<String>) -> Vec<(&'stat
     let mut sorted = modules.clone();
     sorted.sort_by(|a, b| a.path.cmp(&b.path));
     for module in sorted {
-        dependencies.push_str(&module.path);
+        dependencies.push_str(&stored(module));
         dependencies.push(':');
-        for path in load_order(index, module).iter().rev() {
+        for needed in load_order(index, module).iter().rev() {
             dependencies.push(' ');
-            dependencies.push_str(path);
+            dependencies.push_str(&stored(needed));
         }
         dependencies.push('\n');
     }
@@ -137,28 +142,30 @@ pub fn index_files(index: &ModuleIndex, names: &BTreeSet<String>) -> Vec<(&'stat
     ]
 }
 
-/// Paths of everything `module` needs, each after what it needs itself. `modules.dep` lists it backwards.
-fn load_order<'a>(index: &'a ModuleIndex, module: &'a ModuleFacts) -> Vec<&'a str> {
+/// Everything `module` needs, each after what it needs itself. `modules.dep` lists it backwards.
+fn load_order<'a>(index: &'a ModuleIndex, module: &'a ModuleFacts) -> Vec<&'a ModuleFacts> {
     fn visit<'a>(
         index: &'a ModuleIndex,
         module: &'a ModuleFacts,
-        done: &mut Vec<&'a str>,
-        open: &mut Vec<&'a str>,
+        seen: &mut BTreeSet<&'a str>,
+        done: &mut Vec<&'a ModuleFacts>,
     ) {
-        open.push(&module.name);
         for name in &module.depends {
-            if let Some(next) = index.module(name)
-                && !done.contains(&next.path.as_str())
-                && !open.contains(&next.name.as_str())
+            if let Some(needed) = index.module(name)
+                && seen.insert(&needed.name)
             {
-                visit(index, next, done, open);
-                done.push(&next.path);
+                visit(index, needed, seen, done);
+                done.push(needed);
             }
         }
-        open.pop();
     }
     let mut done = Vec::new();
-    visit(index, module, &mut done, &mut Vec::new());
+    visit(
+        index,
+        module,
+        &mut BTreeSet::from([module.name.as_str()]),
+        &mut done,
+    );
     done
 }
 
@@ -206,7 +213,9 @@ pub(crate) mod tests {
             b"",
         );
         let names = ["a", "b", "c"].map(String::from).into();
-        let files: BTreeMap<_, _> = index_files(&index, &names).into_iter().collect();
+        let files: BTreeMap<_, _> = index_files(&index, &names, |module| module.path.clone())
+            .into_iter()
+            .collect();
         assert_eq!(
             files["modules.dep"],
             "kernel/a.ko.xz: kernel/b.ko.xz kernel/c.ko.xz\nkernel/b.ko.xz: kernel/c.ko.xz\nkernel/c.ko.xz:\n"
@@ -217,6 +226,6 @@ pub(crate) mod tests {
     fn a_ring_of_dependencies_ends() {
         let index = ModuleIndex::new(vec![facts("a", &["b"]), facts("b", &["a"])], "", b"");
         let names = ["a", "b"].map(String::from).into();
-        assert_eq!(index_files(&index, &names).len(), 4);
+        assert_eq!(index_files(&index, &names, |module| module.path.clone()).len(), 4);
     }
 }

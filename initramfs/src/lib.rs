@@ -10,7 +10,7 @@ pub mod index;
 pub mod module;
 pub mod plan;
 
-pub use archive::{ArchiveError, read_archive, write_archive};
+pub use archive::{Archive, ArchiveError, read_archive, write_archive};
 pub use closure::{ClosureError, close};
 pub use compress::{CompressError, Compression, compress, decompressor};
 pub use index::{ModuleIndex, index_files};

@@ -185,12 +185,18 @@ impl Plan {
         self.add(COMPLETE, Node::file(line.into_bytes()))
     }
 
-    /// Path and node in archive order: sorted bytewise, parents first, [`COMPLETE`] last.
+    /// Path and node in archive order: directories and programs (which resemble each other: the same libraries are in
+    /// them), unpacked modules, what is compressed already (one run of the archive that the compressor need not work
+    /// on), then [`COMPLETE`]. Within each, bytewise by path; every directory stands in the first group.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
-        let ordinary = self.nodes.iter().filter(|(path, _)| path.as_str() != COMPLETE);
-        ordinary
-            .chain(self.nodes.get_key_value(COMPLETE))
+        let mut nodes: Vec<(&str, &Node)> = self
+            .nodes
+            .iter()
             .map(|(path, node)| (path.as_str(), node))
+            .collect();
+        // Stable: within a group the order stays that of the paths.
+        nodes.sort_by_key(|(path, node)| group_of(path, node));
+        nodes.into_iter()
     }
 
     /// The node at `path`.
@@ -239,6 +245,25 @@ pub fn check_path(path: &str) -> Result<(), PlanError> {
     Ok(())
 }
 
+/// Where in the archive an entry stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Group {
+    Plain,
+    Module,
+    Packed,
+    Mark,
+}
+
+pub(crate) fn group_of(path: &str, node: &Node) -> Group {
+    let packed = [".xz", ".zst", ".gz"].iter().any(|suffix| path.ends_with(suffix));
+    match node {
+        _ if path == COMPLETE => Group::Mark,
+        Node::File { .. } if packed => Group::Packed,
+        Node::File { .. } if path.starts_with("/lib/modules/") => Group::Module,
+        _ => Group::Plain,
+    }
+}
+
 /// Bytes of a path; `init/initramfs.c` skips names longer than PATH_MAX without a word.
 const PATH_LIMIT: usize = 4000;
 
@@ -282,20 +307,15 @@ mod tests {
     #[test]
     fn parents_come_first_and_the_mark_comes_last() {
         let mut plan = Plan::new();
-        plan.add("/zz/file", Node::file(*b"1")).unwrap();
-        plan.add("/init", Node::program(*b"2")).unwrap();
+        for path in ["/zz/file", "/init", "/a.xz", "/lib/modules/r/x.ko", "/d.xz/file"] {
+            plan.add(path, Node::file(*b"1")).unwrap();
+        }
         plan.seal().unwrap();
         let paths: Vec<&str> = plan.nodes().map(|(path, _)| path).collect();
+        let first = "/d.xz /d.xz/file /etc /etc/cid /init /lib /lib/modules /lib/modules/r /zz /zz/file";
         assert_eq!(
-            paths,
-            [
-                "/etc",
-                "/etc/cid",
-                "/init",
-                "/zz",
-                "/zz/file",
-                "/etc/cid/complete"
-            ]
+            paths.join(" "),
+            format!("{first} /lib/modules/r/x.ko /a.xz /etc/cid/complete")
         );
     }
 

@@ -12,7 +12,7 @@ fn defaults() {
     let recipe = Recipe::parse(Path::new("images/try.toml"), GOOD).unwrap();
     assert_eq!((recipe.name.as_str(), recipe.suite.as_str()), ("try", "trixie"));
     assert_eq!(recipe.kernel, KernelChoice::Package("linux-image-amd64".into()));
-    assert_eq!(recipe.compression, Compression::Zstd(19));
+    assert_eq!(recipe.compression, Compression::Zstd(17));
     assert_eq!(
         recipe.nic,
         [Located {
