@@ -210,10 +210,13 @@ impl Packet {
         Some(Ipv4Addr::from(bytes))
     }
 
-    /// Option 97 without its type byte. Some cards send none (pixiecore issue 21).
+    /// Option 97 without its type byte. Some cards send none (pixiecore issue 21); all zeros or all ones is what boards
+    /// without a number of their own say (QEMU without `-uuid` among them), so that it names no machine.
     pub fn uuid(&self) -> Option<Uuid> {
         match self.option(option::MACHINE_UUID)? {
-            [0, rest @ ..] => Some(Uuid(rest.try_into().ok()?)),
+            [0, rest @ ..] if rest.iter().any(|byte| *byte != 0) && rest.iter().any(|byte| *byte != 0xff) => {
+                Some(Uuid(rest.try_into().ok()?))
+            }
             _ => None,
         }
     }

@@ -80,10 +80,6 @@ pub fn encode(
         (option::SERVER_IDENTIFIER, server.octets().to_vec()),
     ];
     raw.extend(body.options.iter().cloned());
-    // RFC 3046 2.2: the relay's option goes back as it came.
-    if let Some(relay) = request.option(option::RELAY_AGENT) {
-        raw.push((option::RELAY_AGENT, relay.to_vec()));
-    }
     for (code, value) in raw {
         if value.len() > 255 {
             return Err(too_long("an option"));
@@ -96,11 +92,29 @@ pub fn encode(
     message
         .encode(&mut Encoder::new(&mut bytes))
         .map_err(|_| too_long("the whole"))?;
+    append_relay_option(&mut bytes, request).ok_or_else(|| too_long("the relay's option"))?;
     if bytes.len() > MAX_LENGTH {
         return Err(too_long("the whole"));
     }
     bytes.resize(bytes.len().max(MIN_LENGTH), 0);
     Ok(bytes)
+}
+
+/// RFC 3046 2.2: the relay's option goes back as it came, as the last one. By hand: dhcproto writes an option 82 that it
+/// was given raw twice.
+fn append_relay_option(bytes: &mut Vec<u8>, request: &Packet) -> Option<()> {
+    const END: u8 = 255;
+    let Some(relay) = request.option(option::RELAY_AGENT) else {
+        return Some(());
+    };
+    let length = u8::try_from(relay.len()).ok()?;
+    if bytes.last() == Some(&END) {
+        bytes.pop();
+    }
+    bytes.extend([option::RELAY_AGENT, length]);
+    bytes.extend(relay);
+    bytes.push(END);
+    Some(())
 }
 
 /// Option 43 with a PXE boot menu of one entry, "Local boot", taken at once (RFC 4578; PXE 2.1 section 2.4): EDK2

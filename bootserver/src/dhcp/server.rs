@@ -128,6 +128,7 @@ impl From<EncodeError> for Drop {
 }
 
 /// The state machine.
+#[derive(Debug, Clone)]
 pub struct Server {
     settings: Settings,
     leases: LeaseTable,
