@@ -6,7 +6,10 @@ write_one_byte() {
         [ -r /sys/class/block/$disk/dev ] || continue
         numbers=$(/bin/busybox cat /sys/class/block/$disk/dev)
         /bin/busybox mknod /tmp-disk b "${numbers%:*}" "${numbers#*:}"
-        printf X | /bin/busybox dd of=/tmp-disk bs=1 seek=50000000 count=1 conv=notrunc,fsync
+        # Whatever is there, something else is written.
+        byte=X
+        [ "$(/bin/busybox dd if=/tmp-disk bs=1 skip=50000000 count=1)" = X ] && byte=Y
+        printf $byte | /bin/busybox dd of=/tmp-disk bs=1 seek=50000000 count=1 conv=notrunc,fsync
         /bin/busybox sync
         echo "one byte written to $disk" >/dev/console
     done

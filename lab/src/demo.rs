@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 use cid_protocol::api::NodeState;
 
 use crate::firmware_variables::Difference;
-use crate::head::{HeadOptions, Strangers, program};
+use crate::head::{Adoption, HeadOptions, program};
 use crate::image::{Fault, build_with};
 use crate::lab::{Lab, UP_LIMIT, WINDOWS_LIMIT, images_dir};
 use crate::machine::{Disk, Machine};
@@ -76,7 +76,7 @@ pub fn play(options: &DemoOptions) -> Result<Outcome> {
         }
     };
     let head = HeadOptions {
-        strangers: Strangers::Wait,
+        adoption: Adoption::ByHand,
         ..HeadOptions::new(images_dir, &image)
     };
     let lab = Lab::start_in(room, &head)?;

@@ -24,8 +24,8 @@ pub struct HeadOptions {
     pub images_dir: PathBuf,
     /// Image of the group.
     pub image: String,
-    /// What a PC gets that nobody adopted.
-    pub strangers: Strangers,
+    /// How PCs get into group `lab`.
+    pub adoption: Adoption,
     /// Group key `kernel_args`.
     pub kernel_args: String,
     /// Group key `bail_out`.
@@ -36,23 +36,25 @@ pub struct HeadOptions {
     pub more: String,
 }
 
-/// What the head does with PCs that nobody adopted.
+/// How PCs get into group `lab`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strangers {
-    /// Lists them and sends them to their own disk.
-    Wait,
-    /// Takes them into group `lab` at once.
-    Boot,
+pub enum Adoption {
+    /// By `cidctl adopt`; until then they are listed and sent to their own disk.
+    ByHand,
+    /// Every PC of the lab is known beforehand, by the MAC of the NIC it boots from (key `match`).
+    ByMac,
+    /// Whoever asks is in (`unknown = "boot"`).
+    Anybody,
 }
 
 impl HeadOptions {
-    /// Image `name` in `images_dir`; strangers boot.
+    /// Image `name` in `images_dir`; the lab's PCs are known beforehand.
     #[must_use]
     pub fn new(images_dir: PathBuf, name: &str) -> Self {
         Self {
             images_dir,
             image: name.to_owned(),
-            strangers: Strangers::Boot,
+            adoption: Adoption::ByMac,
             kernel_args: "console=ttyS0,115200".to_owned(),
             bail_out: "10m".to_owned(),
             patience: "60s".to_owned(),
@@ -61,15 +63,17 @@ impl HeadOptions {
     }
 
     fn to_toml(&self, dir: &Path) -> String {
-        let unknown = match self.strangers {
-            Strangers::Wait => "unknown = \"wait\"",
-            Strangers::Boot => "unknown = \"boot\"\ndefault_group = \"lab\"",
+        let (unknown, known) = match self.adoption {
+            Adoption::ByHand => ("unknown = \"wait\"", ""),
+            // The fifth byte is the NIC's number in its PC (see `Pc::build`).
+            Adoption::ByMac => ("unknown = \"wait\"", "match = [\"52:54:00:c1:00:*\"]\n"),
+            Adoption::Anybody => ("unknown = \"boot\"\ndefault_group = \"lab\"", ""),
         };
         let (dir, images) = (dir.display(), self.images_dir.display());
         format!(
             "interface = \"head0\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
              socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
-             bail_out = \"{}\"\npatience = \"{}\"\n",
+             bail_out = \"{}\"\npatience = \"{}\"\n{known}",
             self.more, self.image, self.kernel_args, self.bail_out, self.patience
         )
     }

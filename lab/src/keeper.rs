@@ -8,7 +8,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use cidlab::{HeadOptions, Lab, Machine, Pc, Room, Strangers};
+use cidlab::{Adoption, HeadOptions, Lab, Machine, Pc, Room};
 use serde::{Deserialize, Serialize};
 
 use crate::Power;
@@ -78,7 +78,7 @@ pub(crate) fn up(pcs: u8, images: &Path, image: &str) -> Result<()> {
 pub(crate) fn keep(count: u8, images_dir: PathBuf, image: &str) -> Result<()> {
     let room = Room::start_in(folder())?;
     let options = HeadOptions {
-        strangers: Strangers::Wait,
+        adoption: Adoption::ByHand,
         ..HeadOptions::new(images_dir, image)
     };
     let lab = Lab::start_in(room, &options)?;

@@ -30,7 +30,7 @@ pub struct Lab {
 }
 
 impl Lab {
-    /// A room with a head that takes in every PC and boots the image `minimal`; frames are captured.
+    /// A room with a head that knows every PC beforehand and boots the image `minimal`; frames are captured.
     ///
     /// # Errors
     /// When there is no image or program, or the room cannot be made. The error says how to get it.
@@ -107,6 +107,15 @@ impl Lab {
         self.head.control().ask(arguments)
     }
 
+    /// `cidctl release` of one PC.
+    ///
+    /// # Errors
+    /// When the head does not know it or refuses.
+    pub fn release(&self, pc: &Pc) -> Result<()> {
+        let node = pc.node()?.context("the head does not know this PC")?;
+        self.ctl(&["release", &node.name]).map(drop)
+    }
+
     /// Ends the room; its folder is removed. Call it last: a lab that is dropped without it keeps its folder.
     pub fn succeeded(self) {
         self.room.succeeded();
@@ -133,6 +142,22 @@ impl Pc {
     /// At the deadline, with the end of the serial log.
     pub fn wait_up(&mut self, limit: Duration) -> Result<NodeRow> {
         self.wait_state(NodeState::Up, limit)
+    }
+
+    /// Waits until the head says `up` or `home` of the boot that began with the last power-on or reset.
+    ///
+    /// # Errors
+    /// At the deadline, with the end of the serial log.
+    pub fn wait_settled_state(&mut self, limit: Duration) -> Result<NodeRow> {
+        self.control()?;
+        let mut found = None;
+        self.wait("decision where it stays", limit, |this| {
+            found = this.node().ok().flatten();
+            Ok(found
+                .as_ref()
+                .is_some_and(|node| matches!(node.state, NodeState::Up | NodeState::Home)))
+        })?;
+        found.context("a node")
     }
 
     /// Waits for a state that began after the last power-on or reset.

@@ -15,7 +15,7 @@ pub mod run;
 pub mod stages;
 pub mod windows;
 
-pub use head::{Head, HeadOptions, Strangers};
+pub use head::{Adoption, Head, HeadOptions};
 pub use lab::{Lab, UP_LIMIT, WINDOWS_LIMIT};
 pub use machine::{Disk, Firmware, Machine, Watchdog};
 pub use pc::{Cable, Pc};

@@ -128,6 +128,18 @@ impl Pc {
         hex(&self.macs[0], ":")
     }
 
+    /// MAC of NIC `number`, as the head writes it.
+    #[must_use]
+    pub fn mac_of(&self, number: usize) -> String {
+        self.macs.get(number).map(|mac| hex(mac, ":")).unwrap_or_default()
+    }
+
+    /// Whether its firmware had been run before boot order was set ([`Machine::settled`]).
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.machine.settled
+    }
+
     /// When it was last switched on.
     #[must_use]
     pub fn powered_on(&self) -> SystemTime {
@@ -326,6 +338,32 @@ impl Pc {
         self.wait("its Windows", limit, |this| Ok(this.windows_boots() >= wanted))?;
         self.windows_seen = self.windows_boots();
         Ok(fs::metadata(self.files.verdict())?.modified()?)
+    }
+
+    /// Waits until the machine resets itself, counted from `since`; returns how long after `since` that was.
+    ///
+    /// # Errors
+    /// When it does not within `bound` of `since`; with the end of the serial log.
+    pub fn wait_reset(&mut self, since: SystemTime, bound: Duration) -> Result<Duration> {
+        let limit = bound.saturating_sub(since.elapsed().unwrap_or_default());
+        let deadline = Instant::now() + limit;
+        loop {
+            let Some((_, qmp)) = &mut self.power else {
+                bail!("{} is off", self.name())
+            };
+            if let Some(reset) = qmp.guest_resets()?.iter().find(|reset| **reset >= since) {
+                return Ok(reset.duration_since(since)?);
+            }
+            if Instant::now() >= deadline {
+                let tail = self.serial_tail();
+                bail!(
+                    "{}: no reset within {} s; serial log ends with: {tail}",
+                    self.name(),
+                    bound.as_secs()
+                );
+            }
+            std::thread::sleep(LOOK);
+        }
     }
 
     /// Waits until the serial log has this text after byte `from`. For moments that nobody reports as data

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -15,6 +15,7 @@ const ANSWER_TIME: Duration = Duration::from_secs(20);
 #[derive(Debug)]
 pub struct Qmp {
     reader: BufReader<UnixStream>,
+    guest_resets: Vec<SystemTime>,
 }
 
 impl Qmp {
@@ -35,13 +36,24 @@ impl Qmp {
         stream.set_read_timeout(Some(ANSWER_TIME))?;
         let mut this = Self {
             reader: BufReader::new(stream),
+            guest_resets: Vec::new(),
         };
         this.message()?;
         this.execute("qmp_capabilities", &json!({}))?;
         Ok(this)
     }
 
-    /// Runs a command; returns its answer. Events that arrive in between are dropped.
+    /// When the machine reset itself (not by our button) since we are connected.
+    ///
+    /// # Errors
+    /// When QEMU is gone.
+    pub fn guest_resets(&mut self) -> Result<&[SystemTime]> {
+        // Events come in order with answers: behind this one nothing older is on its way.
+        self.execute("query-status", &json!({}))?;
+        Ok(&self.guest_resets)
+    }
+
+    /// Runs a command; returns its answer. Of the events that arrive before it only resets are kept.
     ///
     /// # Errors
     /// When QEMU refuses or is gone.
@@ -63,6 +75,12 @@ impl Qmp {
             }
             if let Some(answer) = message.get("return") {
                 return Ok(answer.clone());
+            }
+            if message["event"] == "RESET" && message["data"]["guest"] == true {
+                let stamp = &message["timestamp"];
+                let micros = stamp["seconds"].as_u64().unwrap_or(0) * 1_000_000
+                    + stamp["microseconds"].as_u64().unwrap_or(0);
+                self.guest_resets.push(UNIX_EPOCH + Duration::from_micros(micros));
             }
         }
     }
