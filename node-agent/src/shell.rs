@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
-use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -142,12 +142,10 @@ fn config_from(line: &str) -> Config {
     }
 }
 
-/// Eight random bytes of the kernel.
+/// A number that differs between boots and machines. Not `/dev/urandom`: before the kernel's generator is ready,
+/// reading that costs a PC without RDRAND a second, and only spreading in time is wanted here.
 fn seed() -> u64 {
-    let mut bytes = [0; 8];
-    let file = fs::File::open("/dev/urandom");
-    let _ = file.and_then(|mut file| std::io::Read::read_exact(&mut file, &mut bytes));
-    u64::from_ne_bytes(bytes)
+    RandomState::new().build_hasher().finish()
 }
 
 impl Shell {

@@ -134,11 +134,18 @@ fn kernel_settings(_: &mut Pc) -> Result<(), String> {
         ("printk_devkmsg", "on"),
         ("modprobe", "/init"),
     ];
+    let mut troubles = Vec::new();
     for (name, value) in SETTINGS {
-        fs::write(format!("/proc/sys/kernel/{name}"), value)
-            .map_err(|error| format!("kernel.{name}: {error}"))?;
+        // printk_devkmsg takes its word with a newline only.
+        if let Err(error) = fs::write(format!("/proc/sys/kernel/{name}"), format!("{value}\n")) {
+            troubles.push(format!("kernel.{name}: {error}"));
+        }
     }
-    Ok(())
+    if troubles.is_empty() {
+        Ok(())
+    } else {
+        Err(troubles.join(", "))
+    }
 }
 
 fn open_events(pc: &mut Pc) -> Result<(), String> {

@@ -1,1 +1,338 @@
-//! Timed traces.
+//! Timed traces: at this time this happens, at that time the node wants that.
+
+use cid_protocol::node::Welcome;
+
+use super::*;
+
+const HEAD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), 3101);
+const FIRST: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 100);
+const SECOND: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 101);
+
+fn at(secs: u64) -> Duration {
+    Duration::from_secs(secs)
+}
+
+fn link(index: u32, carrier: bool) -> Link {
+    let last = u8::try_from(index).expect("small");
+    Link {
+        index,
+        name: format!("eth{index}"),
+        mac: [0x52, 0x54, 0, 0, 0, last],
+        carrier,
+    }
+}
+
+fn node(boot_index: Option<u8>) -> Node {
+    let boot_mac = boot_index.map(|last| [0x52, 0x54, 0, 0, 0, last]);
+    Node::new(
+        at(0),
+        Config {
+            head: Some(HEAD),
+            boot_mac,
+            bail_out: at(600),
+        },
+    )
+}
+
+/// What the node wants, without heartbeats, status lines and beacons.
+fn drain(node: &mut Node) -> Vec<Output> {
+    let all = std::iter::from_fn(|| node.poll_output());
+    all.filter(|output| {
+        !matches!(
+            output,
+            Output::Tell(FromAgent::Alive | FromAgent::Status(_)) | Output::Announce { .. }
+        )
+    })
+    .collect()
+}
+
+fn connect(index: u32, from: Ipv4Addr) -> Output {
+    Output::Connect {
+        index,
+        from,
+        head: HEAD,
+    }
+}
+
+fn welcome() -> ToNode {
+    ToNode::Welcome(Welcome {
+        name: "lab-a01".into(),
+        group: "lab-a".into(),
+        time_unix_ms: 5,
+        bail_out_secs: 600,
+        patience_secs: 60,
+    })
+}
+
+/// A node that is up over link 1 at second 1, with a second link that has an address.
+fn up() -> Node {
+    let mut n = node(Some(1));
+    n.handle_links(at(0), vec![link(1, true), link(2, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    n.handle_address(at(1), 2, Some(SECOND));
+    assert_eq!(drain(&mut n), [connect(1, FIRST)]);
+    n.handle_connected(at(1));
+    assert_eq!(drain(&mut n), [Output::SendHello { index: 1 }]);
+    n.handle_message(at(1), welcome());
+    let up = Output::Tell(FromAgent::Up("lab-a01".into()));
+    assert_eq!(
+        drain(&mut n),
+        [Output::SetClock { unix_ms: 5 }, up, Output::SendPulse]
+    );
+    n
+}
+
+/// Lets time pass; every pulse is answered if `answers`. Returns what is wanted beside pulses, with its second.
+fn pass(n: &mut Node, from: u64, to: u64, answers: bool) -> Vec<(u64, Output)> {
+    let mut wanted = Vec::new();
+    let mut now = at(from);
+    while let Some(deadline) = n.next_deadline() {
+        assert!(
+            deadline > now || deadline <= at(from),
+            "the deadline {deadline:?} is stuck at {now:?}"
+        );
+        now = deadline.max(now);
+        if now > at(to) {
+            break;
+        }
+        n.handle_deadline(now);
+        for output in drain(n) {
+            match output {
+                Output::SendPulse if answers => n.handle_message(now, ToNode::Pulse { time_unix_ms: 9 }),
+                Output::SendPulse | Output::SetClock { .. } => {}
+                Output::Connect { .. } => {
+                    wanted.push((now.as_secs(), output));
+                    n.handle_closed(now, "connection refused");
+                }
+                Output::Disconnect => {}
+                output => wanted.push((now.as_secs(), output)),
+            }
+        }
+    }
+    wanted
+}
+
+#[test]
+fn links_address_join_up_and_a_quiet_hour() {
+    let mut n = up();
+    assert_eq!(pass(&mut n, 1, 3600, true), []);
+    assert_eq!(n.index_in_use(), Some(1));
+}
+
+#[test]
+fn the_heartbeat_never_pauses_longer_than_its_interval() {
+    let mut n = node(None);
+    let (mut last, mut now) = (at(0), at(0));
+    while now < at(590) {
+        now = n.next_deadline().expect("always something");
+        n.handle_deadline(now);
+        if std::iter::from_fn(|| n.poll_output()).any(|output| output == Output::Tell(FromAgent::Alive)) {
+            assert!(now - last <= HEARTBEAT, "{last:?} to {now:?}");
+            last = now;
+        }
+    }
+}
+
+#[test]
+fn the_boot_link_has_a_head_start_of_three_seconds_and_no_more() {
+    let mut n = node(Some(2));
+    n.handle_links(at(0), vec![link(1, true), link(2, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    assert_eq!(drain(&mut n), []);
+    n.handle_deadline(at(3));
+    assert_eq!(drain(&mut n), []);
+    n.handle_deadline(at(4));
+    assert_eq!(drain(&mut n), [connect(1, FIRST)]);
+
+    let mut n = node(Some(2));
+    n.handle_links(at(0), vec![link(1, true), link(2, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    n.handle_address(at(2), 2, Some(SECOND));
+    assert_eq!(drain(&mut n), [connect(2, SECOND)]);
+}
+
+#[test]
+fn a_boot_link_without_carrier_is_not_waited_for() {
+    let mut n = node(Some(2));
+    n.handle_links(at(0), vec![link(1, true), link(2, false)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    assert_eq!(drain(&mut n), [connect(1, FIRST)]);
+}
+
+#[test]
+fn a_cut_link_is_left_for_the_other_at_once() {
+    let mut n = up();
+    n.handle_links(at(20), vec![link(1, false), link(2, true)]);
+    assert_eq!(drain(&mut n), [Output::Disconnect, connect(2, SECOND)]);
+    n.handle_connected(at(20));
+    n.handle_message(at(20), welcome());
+    assert_eq!(n.index_in_use(), Some(2));
+}
+
+#[test]
+fn a_link_that_does_not_reach_the_head_gives_way_to_the_next() {
+    let mut n = node(Some(1));
+    n.handle_links(at(0), vec![link(1, true), link(2, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    n.handle_address(at(1), 2, Some(SECOND));
+    let tried: Vec<u32> = pass(&mut n, 1, 20, true)
+        .into_iter()
+        .filter_map(|(_, output)| {
+            if let Output::Connect { index, .. } = output {
+                Some(index)
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert!(
+        tried.len() >= 3 && tried.windows(2).all(|pair| pair[0] != pair[1]),
+        "{tried:?}"
+    );
+}
+
+#[test]
+fn a_silent_head_is_left_after_ten_seconds_and_the_pc_goes_home_after_bail_out() {
+    let mut n = up();
+    let wanted = pass(&mut n, 1, 700, false);
+    let redials: Vec<u64> = wanted
+        .iter()
+        .filter(|(_, output)| matches!(output, Output::Connect { .. }))
+        .map(|(second, _)| *second)
+        .collect();
+    assert!(
+        redials.first().is_some_and(|second| (11..=13).contains(second)),
+        "{redials:?}"
+    );
+    assert!(redials.len() > 60, "keeps trying");
+    // Beyond the reply to the hello the head was never heard.
+    let home = Output::Tell(FromAgent::Home("head unreachable for 10 min".into()));
+    assert_eq!(wanted.last(), Some(&(601, home)));
+}
+
+#[test]
+fn without_any_network_the_pc_goes_home_after_bail_out() {
+    let mut n = node(None);
+    n.handle_links(at(0), vec![link(1, false)]);
+    let home = Output::Tell(FromAgent::Home("head unreachable for 10 min".into()));
+    assert_eq!(pass(&mut n, 0, 700, false), [(600, home)]);
+}
+
+#[test]
+fn a_release_tells_the_head_and_then_pid_1() {
+    let mut n = up();
+    n.handle_message(
+        at(9),
+        ToNode::Release {
+            patience_secs: 60,
+            reason: "the administrator asked".into(),
+        },
+    );
+    let going = Output::SendGoingHome {
+        reason: "the administrator asked".into(),
+    };
+    assert_eq!(
+        drain(&mut n),
+        [going, Output::Tell(FromAgent::Home("released".into()))]
+    );
+    n.handle_message(
+        at(10),
+        ToNode::Release {
+            patience_secs: 60,
+            reason: "again".into(),
+        },
+    );
+    assert_eq!(drain(&mut n), []);
+    assert_eq!(pass(&mut n, 10, 60, false), [], "only heartbeats until the reset");
+}
+
+#[test]
+fn a_person_is_obeyed_in_every_state() {
+    let drain_line = || FromInit::Drain {
+        secs: 10,
+        reason: "key pressed".into(),
+    };
+    let home = || Output::Tell(FromAgent::Home("key pressed".into()));
+    let mut n = up();
+    n.handle_init(drain_line());
+    assert_eq!(
+        drain(&mut n),
+        [
+            Output::SendGoingHome {
+                reason: "key pressed".into()
+            },
+            home()
+        ]
+    );
+    let mut n = node(None);
+    n.handle_init(drain_line());
+    assert_eq!(drain(&mut n), [home()]);
+}
+
+#[test]
+fn a_refusal_is_asked_about_again_and_is_home_within_a_minute() {
+    let mut n = node(None);
+    n.handle_links(at(0), vec![link(1, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    let mut dials = 0;
+    let mut now = at(1);
+    let home = loop {
+        for output in drain(&mut n) {
+            if let Output::Connect { .. } = output {
+                dials += 1;
+                n.handle_connected(now);
+                n.handle_message(
+                    now,
+                    ToNode::Refused {
+                        reason: "not adopted".into(),
+                    },
+                );
+            }
+        }
+        now = n.next_deadline().expect("running").max(now);
+        n.handle_deadline(now);
+        let all: Vec<Output> = std::iter::from_fn(|| n.poll_output()).collect();
+        if let Some(Output::Tell(FromAgent::Home(reason))) = all.last() {
+            break (now, reason.clone());
+        }
+        for output in all {
+            if let Output::Connect { .. } = output {
+                dials += 1;
+                n.handle_connected(now);
+                n.handle_message(
+                    now,
+                    ToNode::Refused {
+                        reason: "not adopted".into(),
+                    },
+                );
+            }
+        }
+    };
+    assert_eq!(home, (at(51), "refused by the head: not adopted".into()));
+    assert_eq!(dials, 3);
+}
+
+#[test]
+fn late_events_of_a_connection_that_is_gone_do_nothing() {
+    let mut n = node(None);
+    n.handle_connected(at(1));
+    n.handle_message(at(1), welcome());
+    n.handle_closed(at(1), "late");
+    assert_eq!(drain(&mut n), []);
+}
+
+#[test]
+fn beacons_follow_the_link_in_use() {
+    let mut n = up();
+    n.handle_links(at(20), vec![link(1, false), link(2, true)]);
+    let announced: Vec<_> = std::iter::from_fn(|| n.poll_output())
+        .filter_map(|output| {
+            if let Output::Announce { link, state, .. } = output {
+                Some((link, state))
+            } else {
+                None
+            }
+        })
+        .collect();
+    assert_eq!(announced.last(), Some(&(Some((2, SECOND)), NodeState::Joining)));
+}
