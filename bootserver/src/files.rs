@@ -12,7 +12,7 @@ use crate::addresses::Addresses;
 use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::machine::{Client, MacAddress, Platform};
-use crate::policy::{Action, Facts};
+use crate::policy::{Action, Facts, Stage};
 use crate::site::Offers;
 use crate::templates;
 
@@ -229,6 +229,7 @@ fn facts(mac: MacAddress, client: Client) -> Facts {
         uuid: None,
         client,
         platform,
+        stage: Stage::Fetching,
     }
 }
 

@@ -20,6 +20,17 @@ pub struct Facts {
     pub client: Client,
     /// From option 93.
     pub platform: Platform,
+    /// Where in its boot it stands.
+    pub stage: Stage,
+}
+
+/// Where in a boot a machine stands when it speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Stage {
+    /// It asks by DHCP: a boot begins, whatever became of the one before.
+    Asking,
+    /// Its loader fetches a file: the boot that was granted to it goes on.
+    Fetching,
 }
 
 /// What the head knows of the machine.
@@ -253,7 +264,8 @@ fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boo
     if let Some(why) = &standing.hold {
         return Err(Reason::Held(why.clone()));
     }
-    if standing.failed_boots >= MAX_FAILED_BOOTS && !standing.boot_in_progress {
+    let granted = facts.stage == Stage::Fetching && standing.boot_in_progress;
+    if standing.failed_boots >= MAX_FAILED_BOOTS && !granted {
         return Err(Reason::TwoFailedBoots);
     }
     let offer = site
@@ -291,3 +303,6 @@ fn loader(facts: &Facts) -> Result<Loader, Reason> {
         (Client::OperatingSystem, Platform::Bios) => Err(Reason::NotFirmware),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use cid_bootserver::dhcp::rival::Rival;
 use cid_bootserver::dhcp::server::Observation as Seen;
 use cid_bootserver::directory::{CommitError, Directory};
 use cid_bootserver::machine::{Client, Platform};
-use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Standing};
+use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Stage, Standing};
 use cid_bootserver::site::{Offers, full_cmdline};
 use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation};
 
@@ -270,6 +270,7 @@ fn last_facts(mac: Mac, record: Option<&Record>) -> Facts {
         uuid: None,
         client,
         platform,
+        stage: Stage::Asking,
     }
 }
 

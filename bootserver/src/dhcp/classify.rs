@@ -2,7 +2,7 @@
 
 use crate::dhcp::packet::{Packet, option};
 use crate::machine::{Client, Platform};
-use crate::policy::Facts;
+use crate::policy::{Facts, Stage};
 
 /// Who speaks, on what machine.
 pub fn classify(packet: &Packet) -> Facts {
@@ -11,6 +11,7 @@ pub fn classify(packet: &Packet) -> Facts {
         uuid: packet.uuid(),
         client: client(packet),
         platform: Platform::from_architectures(&packet.architectures()),
+        stage: Stage::Asking,
     }
 }
 

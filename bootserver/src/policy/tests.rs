@@ -1,0 +1,205 @@
+//! The policy as a table: a machine, what is known of it, what there is, and the answer.
+
+use super::*;
+
+fn facts(client: Client, platform: Platform) -> Facts {
+    let mac = MacAddress([0x52, 0x54, 0, 0, 0, 1]);
+    Facts {
+        mac,
+        uuid: None,
+        client,
+        platform,
+        stage: Stage::Asking,
+    }
+}
+
+fn ipxe() -> Facts {
+    facts(Client::Ipxe, Platform::Bios)
+}
+
+fn uefi() -> Facts {
+    facts(Client::PxeFirmware, Platform::UefiX64)
+}
+
+fn adopted() -> Standing {
+    Standing {
+        group: Some("lab-a".into()),
+        name: Some("lab-a01".into()),
+        ..Standing::default()
+    }
+}
+
+fn site(fault: Option<ImageFault>) -> Site {
+    let offer = GroupOffer {
+        image: "minimal".into(),
+        image_fault: fault,
+        cmdline: "panic=10".into(),
+    };
+    Site {
+        groups: BTreeMap::from([("lab-a".into(), offer)]),
+        templates_broken: None,
+    }
+}
+
+/// The action and the reason's name in one word each.
+fn check(facts: &Facts, standing: &Standing, site: &Site, expected: &str) {
+    let decision = decide(facts, standing, site);
+    let action = match &decision.action {
+        Action::Boot(boot) => format!("boot {}", boot.loader.file()),
+        Action::LocalDisk => "local-disk".to_owned(),
+        Action::NoBootAnswer => "no-boot-answer".to_owned(),
+    };
+    assert_eq!(
+        format!("{action}: {}", decision.reason.name()),
+        expected,
+        "{facts:?} {standing:?}"
+    );
+    assert_eq!(decision, decide(facts, standing, site), "same facts, same answer");
+    let text = decision.reason.to_string();
+    assert!(!text.is_empty() && !text.contains('\n'), "{text}");
+}
+
+#[test]
+fn who_boots_what() {
+    let whole = site(None);
+    for (facts, expected) in [
+        (ipxe(), "boot boot.ipxe: in-group"),
+        (uefi(), "boot shimx64.efi: in-group"),
+        (
+            facts(Client::Ipxe, Platform::UefiX64),
+            "boot shimx64.efi: in-group",
+        ),
+        (
+            facts(Client::PxeFirmware, Platform::Bios),
+            "local-disk: no-bios-loader",
+        ),
+        (
+            facts(Client::HttpFirmware, Platform::UefiX64Http),
+            "local-disk: no-http-boot",
+        ),
+        (
+            facts(Client::PxeFirmware, Platform::Other(11)),
+            "local-disk: unsupported-architecture",
+        ),
+        (
+            facts(Client::Ipxe, Platform::Other(6)),
+            "local-disk: unsupported-architecture",
+        ),
+        (
+            facts(Client::OperatingSystem, Platform::Bios),
+            "no-boot-answer: not-firmware",
+        ),
+        (
+            facts(Client::OperatingSystem, Platform::UefiX64),
+            "no-boot-answer: not-firmware",
+        ),
+    ] {
+        check(&facts, &adopted(), &whole, expected);
+    }
+}
+
+#[test]
+fn what_keeps_a_machine_at_home() {
+    let whole = site(None);
+    let held = |why: &str| Standing {
+        hold: Some(why.into()),
+        ..adopted()
+    };
+    let failed = |failed_boots| Standing {
+        failed_boots,
+        ..adopted()
+    };
+    for (standing, expected) in [
+        (Standing::default(), "local-disk: not-adopted"),
+        (held("released by the administrator"), "local-disk: released"),
+        (failed(1), "boot shimx64.efi: in-group"),
+        (failed(2), "local-disk: two-failed-boots"),
+        (failed(u32::MAX), "local-disk: two-failed-boots"),
+        (
+            Standing {
+                group: Some("gone".into()),
+                ..adopted()
+            },
+            "local-disk: unknown-group",
+        ),
+    ] {
+        check(&uefi(), &standing, &whole, expected);
+    }
+    // A person's word weighs more than an empty shelf: the reason named is the one to act on first.
+    check(
+        &uefi(),
+        &held("key pressed"),
+        &site(Some(ImageFault::Missing("x".into()))),
+        "local-disk: released",
+    );
+}
+
+#[test]
+fn what_is_wrong_with_the_image_or_the_template() {
+    for (fault, of_uefi, of_bios) in [
+        (
+            ImageFault::Missing("no manifest".into()),
+            "local-disk: image-missing",
+            "local-disk: image-missing",
+        ),
+        (
+            ImageFault::Damaged("vmlinuz".into()),
+            "local-disk: image-damaged",
+            "local-disk: image-damaged",
+        ),
+        (
+            ImageFault::NoUefiLoader,
+            "local-disk: no-uefi-loader",
+            "boot boot.ipxe: in-group",
+        ),
+    ] {
+        check(&uefi(), &adopted(), &site(Some(fault.clone())), of_uefi);
+        check(&ipxe(), &adopted(), &site(Some(fault)), of_bios);
+    }
+    let broken = Site {
+        templates_broken: Some("template grub.cfg is broken".into()),
+        ..site(None)
+    };
+    check(&uefi(), &adopted(), &broken, "local-disk: template-broken");
+}
+
+/// The offer of the third boot must not still be the second boot's: the head notices a new boot only behind the answer.
+#[test]
+fn a_boot_that_was_granted_goes_on_and_the_next_one_does_not_begin() {
+    let second = Standing {
+        failed_boots: 2,
+        boot_in_progress: true,
+        ..adopted()
+    };
+    let fetching = Facts {
+        stage: Stage::Fetching,
+        ..uefi()
+    };
+    check(&fetching, &second, &site(None), "boot shimx64.efi: in-group");
+    check(&uefi(), &second, &site(None), "local-disk: two-failed-boots");
+    // Files without a boot that was granted.
+    let over = Standing {
+        boot_in_progress: false,
+        ..second
+    };
+    check(&fetching, &over, &site(None), "local-disk: two-failed-boots");
+}
+
+#[test]
+fn reasons_name_the_remedy_and_what_they_are_about() {
+    for (reason, words) in [
+        (Reason::NotAdopted, "cidctl adopt"),
+        (
+            Reason::Held("released by the administrator".into()),
+            "cidctl wake",
+        ),
+        (Reason::TwoFailedBoots, "cidctl wake"),
+        (Reason::UnknownGroup("lab-b".into()), "[groups.lab-b]"),
+        (Reason::ImageMissing("image minimal".into()), "cidbuild image"),
+        (Reason::ImageDamaged("image minimal".into()), "cidbuild image"),
+        (Reason::UnsupportedArchitecture(Platform::Other(11)), "uefi-arm64"),
+        (Reason::UnsupportedArchitecture(Platform::Other(39)), "39"),
+    ] {
+        assert!(reason.to_string().contains(words), "{reason}");
+    }
+}
