@@ -17,7 +17,7 @@ use crate::kernel::Kernel;
 use crate::modules::{self, Selection};
 use crate::output::Output;
 use crate::progress::Progress;
-use crate::recipe::{FileChoice, KernelChoice, Recipe};
+use crate::recipe::{FileChoice, KernelChoice, Located, Recipe};
 
 /// What the command line adds to the recipe.
 #[derive(Debug, Clone)]
@@ -70,19 +70,8 @@ pub fn build(
     let index = modules::index(cache, &inputs.kernel, progress)?;
     let selection = modules::select(recipe, &index)?;
     let output = Output::start(&options.out, &recipe.name)?;
-
-    let mut plan = Plan::new();
-    add_base(&mut plan, recipe, options, &inputs)?;
-    add_modules(&mut plan, recipe, &inputs.kernel, &index, &selection)?;
-    let firmware = add_firmware(&mut plan, &inputs, &index, &selection)?;
-    add_extras(&mut plan, recipe)?;
-    plan.seal()?;
-
-    let archive = write_archive(&plan).context("newc archive")?;
-    let mut initrd = Vec::with_capacity(archive.bytes.len());
-    let phase = progress.bytes("compressing", archive.bytes.len() as u64);
-    compress(&archive, recipe.compression, &mut initrd, |done| phase.at(done))?;
-    phase.finish();
+    let (plan, firmware) = lay_out(recipe, options, &inputs, &index, &selection)?;
+    let initrd = pack(&plan, recipe, progress)?;
 
     let mut artifacts = BTreeMap::new();
     let mut publish = |name: String, bytes: &[u8]| -> anyhow::Result<()> {
@@ -126,11 +115,40 @@ pub fn build(
     })
 }
 
+/// The file plan, and the names of firmware with whether it is inside.
+fn lay_out(
+    recipe: &Recipe,
+    options: &Options,
+    inputs: &Inputs,
+    index: &ModuleIndex,
+    selection: &Selection,
+) -> anyhow::Result<(Plan, BTreeMap<String, bool>)> {
+    let mut plan = Plan::new();
+    add_base(&mut plan, recipe, options, inputs)?;
+    add_modules(&mut plan, recipe, &inputs.kernel, index, selection)?;
+    let firmware = add_firmware(&mut plan, inputs, index, selection)?;
+    add_extras(&mut plan, recipe)?;
+    plan.seal()?;
+    Ok((plan, firmware))
+}
+
+fn pack(plan: &Plan, recipe: &Recipe, progress: &Progress) -> anyhow::Result<Vec<u8>> {
+    let archive = write_archive(plan).context("newc archive")?;
+    let mut initrd = Vec::with_capacity(archive.bytes.len());
+    let phase = progress.bytes("compressing", archive.bytes.len() as u64);
+    compress(&archive, recipe.compression, &mut initrd, |done| phase.at(done))?;
+    phase.finish();
+    Ok(initrd)
+}
+
 fn gather(recipe: &Recipe, options: &Options, cache: &Cache, progress: &Progress) -> anyhow::Result<Inputs> {
     let mut apt = Apt::new(cache, &recipe.suite, options.freshness);
-    let mut unpacked = |name: &str, follow| -> anyhow::Result<PathBuf> {
-        let package = apt.package(name, follow, progress)?;
-        deb::unpacked(cache, &package, progress)
+    let mut unpacked = |name: &Located<String>, follow| -> anyhow::Result<PathBuf> {
+        let tree = apt
+            .package(&name.value, follow, progress)
+            .and_then(|found| deb::unpacked(cache, &found, progress));
+        // On one line with the recipe's own: the package may be misspelt there.
+        tree.map_err(|error| anyhow::Error::new(recipe.error(name.line, format!("{error:#}"))))
     };
     let kernel = match (&options.kernel, &recipe.kernel) {
         (Some((vmlinuz, modules)), _) => Kernel::from_files(vmlinuz, modules)?,

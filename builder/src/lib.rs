@@ -5,6 +5,7 @@ pub mod apt;
 pub mod cache;
 pub mod deb;
 pub mod image;
+pub mod inspect;
 pub mod kernel;
 pub mod modules;
 pub mod output;

@@ -1,5 +1,6 @@
 //! `cidbuild`: builds images and looks inside them. Parsing only validates; exit codes come out of [`main`] alone.
 
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +8,7 @@ use anyhow::{Context, bail};
 use cidbuild::apt::Freshness;
 use cidbuild::cache::Cache;
 use cidbuild::image::{Options, build};
+use cidbuild::inspect::{self, Format};
 use cidbuild::progress::Progress;
 use cidbuild::recipe::Recipe;
 use clap::{Args, Parser, Subcommand};
@@ -23,6 +25,49 @@ struct Arguments {
 enum Command {
     /// Build a recipe into DIR/NAME/.
     Image(ImageArguments),
+    /// List what the initrd of an image holds.
+    Ls {
+        /// An image's folder, or an initrd file.
+        image: PathBuf,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Print one file of an image's initrd.
+    Cat {
+        /// An image's folder, or an initrd file.
+        image: PathBuf,
+        /// Path of the file in the image.
+        path: String,
+    },
+    /// Show which entries of two images differ; exits 1 when any does.
+    Diff {
+        /// An image's folder, or an initrd file.
+        first: PathBuf,
+        /// The other.
+        second: PathBuf,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Check every digest of an image against its manifest; exits 1 when one is wrong.
+    Verify {
+        /// An image's folder.
+        image: PathBuf,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+}
+
+#[derive(Debug, Args)]
+struct OutputArguments {
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+impl OutputArguments {
+    fn format(&self) -> Format {
+        if self.json { Format::Json } else { Format::Text }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -54,24 +99,69 @@ struct ImageArguments {
     /// Ask the archive for newer packages instead of using those fetched before.
     #[arg(long)]
     refresh: bool,
+    /// Say nothing but the image's folder, or what is wrong.
+    #[arg(long, short)]
+    quiet: bool,
 }
 
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage and 0 on --help.
     let arguments = Arguments::parse();
-    let result = match arguments.command {
-        Command::Image(arguments) => image(arguments),
-    };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(arguments.command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        // `cidbuild ls IMAGE | head` is no failure.
+        Err(error) if io_kind(&error) == Some(ErrorKind::BrokenPipe) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("cidbuild: {error:#}");
+            let remedy = match io_kind(&error) {
+                Some(ErrorKind::StorageFull | ErrorKind::QuotaExceeded) => {
+                    "; free space there and run again (the previous image is untouched)"
+                }
+                _ => "",
+            };
+            eprintln!("cidbuild: {error:#}{remedy}");
             ExitCode::from(1)
         }
     }
 }
 
-fn image(arguments: ImageArguments) -> anyhow::Result<()> {
+fn io_kind(error: &anyhow::Error) -> Option<ErrorKind> {
+    error
+        .chain()
+        .find_map(|cause| Some(cause.downcast_ref::<std::io::Error>()?.kind()))
+}
+
+/// False when something was found that is not as it should be, and has been said.
+fn run(command: Command) -> anyhow::Result<bool> {
+    let mut output = std::io::BufWriter::new(std::io::stdout().lock());
+    let fine = match command {
+        Command::Image(arguments) => image(arguments, &mut output)?,
+        Command::Ls {
+            image,
+            output: arguments,
+        } => {
+            inspect::ls(&image, arguments.format(), &mut output)?;
+            true
+        }
+        Command::Cat { image, path } => {
+            inspect::cat(&image, &path, &mut output)?;
+            true
+        }
+        Command::Diff {
+            first,
+            second,
+            output: arguments,
+        } => inspect::diff(&first, &second, arguments.format(), &mut output)?,
+        Command::Verify {
+            image,
+            output: arguments,
+        } => inspect::verify(&image, arguments.format(), &mut output)?,
+    };
+    output.flush()?;
+    Ok(fine)
+}
+
+fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bool> {
     let recipe = Recipe::load(&recipe_file(&arguments.recipe)?)?;
     let options = Options {
         out: arguments.out,
@@ -86,9 +176,33 @@ fn image(arguments: ImageArguments) -> anyhow::Result<()> {
             Freshness::Pinned
         },
     };
-    let built = build(&recipe, &options, &Cache::open()?, &Progress::for_people())?;
-    println!("{}", built.folder.display());
-    Ok(())
+    if !arguments.quiet {
+        eprintln!("{recipe}");
+    }
+    let progress = if arguments.quiet {
+        Progress::silent()
+    } else {
+        Progress::for_people()
+    };
+    let built = build(&recipe, &options, &Cache::open()?, &progress)?;
+    if !arguments.quiet {
+        let modules = built
+            .manifest
+            .files
+            .keys()
+            .filter(|path| path.contains(".ko"))
+            .count();
+        let packed = built
+            .manifest
+            .artifacts
+            .get("initrd.img")
+            .map_or(0, |initrd| initrd.size);
+        let (release, nic) = (&built.manifest.kernel_release, built.manifest.nic_drivers.len());
+        eprintln!("built        kernel {release}, {modules} modules, {nic} of them of NICs");
+        eprintln!("initrd       {packed} bytes, {} unpacked", built.unpacked_size);
+    }
+    writeln!(output, "{}", built.folder.display())?;
+    Ok(true)
 }
 
 /// A file when it looks like one, else a recipe by name: here, beside the source tree, or installed.

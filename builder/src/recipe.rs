@@ -32,7 +32,7 @@ pub struct Located<T> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KernelChoice {
     /// A package of the recipe's suite; a package that only depends on the newest kernel is followed.
-    Package(String),
+    Package(Located<String>),
     /// The running machine's own kernel.
     Installed,
 }
@@ -41,7 +41,7 @@ pub enum KernelChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileChoice {
     /// A package of the recipe's suite.
-    Package(String),
+    Package(Located<String>),
     /// A file, relative to the recipe.
     File(PathBuf),
 }
@@ -50,11 +50,11 @@ pub enum FileChoice {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Loaders {
     /// Brings `shimx64.efi.signed`.
-    pub shim: String,
+    pub shim: Located<String>,
     /// Brings `grubnetx64.efi.signed`.
-    pub grub: String,
+    pub grub: Located<String>,
     /// Brings `mmx64.efi.signed` (MokManager).
-    pub mok: String,
+    pub mok: Located<String>,
 }
 
 /// A file that the recipe adds.
@@ -108,7 +108,7 @@ pub struct Recipe {
     /// Boot loaders for UEFI.
     pub loaders: Loaders,
     /// Packages whose firmware files go in, as far as the image's drivers name them.
-    pub firmware: Vec<String>,
+    pub firmware: Vec<Located<String>>,
     /// How the archive is compressed.
     pub compression: Compression,
     /// Added files.
@@ -138,7 +138,7 @@ struct RawRecipe {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawKernel {
-    package: Option<String>,
+    package: Option<Spanned<String>>,
     #[serde(default)]
     installed: bool,
 }
@@ -159,22 +159,22 @@ struct RawModules {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFileChoice {
-    package: Option<String>,
+    package: Option<Spanned<String>>,
     file: Option<PathBuf>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawLoaders {
-    shim: Option<String>,
-    grub: Option<String>,
-    mok: Option<String>,
+    shim: Option<Spanned<String>>,
+    grub: Option<Spanned<String>>,
+    mok: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawFirmware {
-    packages: Vec<String>,
+    packages: Vec<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -197,6 +197,62 @@ struct RawFile {
 struct RawLink {
     path: Spanned<String>,
     target: String,
+}
+
+/// What the recipe came to, defaults filled in: printed before a long build.
+impl std::fmt::Display for Recipe {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kernel = match &self.kernel {
+            KernelChoice::Package(name) => format!("package {} of {}", name.value, self.suite),
+            KernelChoice::Installed => "the installed one".to_owned(),
+        };
+        let busybox = match &self.busybox {
+            FileChoice::Package(name) => format!("package {} of {}", name.value, self.suite),
+            FileChoice::File(file) => file.display().to_string(),
+        };
+        let compression = match self.compression {
+            Compression::Gzip(level) => format!("gzip, level {level}"),
+            Compression::Zstd(level) => format!("zstd, level {level}"),
+        };
+        let Loaders { shim, grub, mok } = &self.loaders;
+        writeln!(
+            f,
+            "recipe       {} (SHA-256 {})",
+            self.file.display(),
+            self.sha256
+        )?;
+        writeln!(f, "image        {}", self.name)?;
+        writeln!(f, "kernel       {kernel}")?;
+        writeln!(f, "cmdline      {:?}", self.cmdline)?;
+        writeln!(f, "busybox      {busybox}")?;
+        writeln!(
+            f,
+            "loaders      {}, {}, {} of {}",
+            shim.value, grub.value, mok.value, self.suite
+        )?;
+        let (nic, other, exclude) = (self.nic.len(), self.other.len(), self.exclude.len());
+        writeln!(
+            f,
+            "modules      {nic} selectors of NIC drivers, {other} others, {exclude} exclusions"
+        )?;
+        for (what, list) in [
+            ("may be disks", &self.allow_block_drivers),
+            ("firmware", &self.firmware),
+        ] {
+            if !list.is_empty() {
+                let names: Vec<&str> = list.iter().map(|name| name.value.as_str()).collect();
+                writeln!(f, "{what:<12} {}", names.join(", "))?;
+            }
+        }
+        writeln!(f, "unpacked     modules below {} bytes", self.unpack_below)?;
+        writeln!(
+            f,
+            "added        {} files, {} links",
+            self.files.len(),
+            self.links.len()
+        )?;
+        write!(f, "compression  {compression}")
+    }
 }
 
 impl Recipe {
@@ -276,7 +332,6 @@ impl Context<'_> {
             grub: None,
             mok: None,
         });
-        let or = |value: Option<String>, default: &str| value.unwrap_or_else(|| default.to_owned());
         Ok(Recipe {
             file: self.file.to_owned(),
             sha256: sha256_hex(self.text.as_bytes()),
@@ -291,11 +346,17 @@ impl Context<'_> {
             allow_block_drivers: self.all(raw.modules.allow_block_drivers),
             busybox: self.busybox(raw.busybox)?,
             loaders: Loaders {
-                shim: or(loaders.shim, "shim-signed"),
-                grub: or(loaders.grub, "grub-efi-amd64-signed"),
-                mok: or(loaders.mok, "shim-helpers-amd64-signed"),
+                shim: self.package(loaders.shim, "shim-signed")?,
+                grub: self.package(loaders.grub, "grub-efi-amd64-signed")?,
+                mok: self.package(loaders.mok, "shim-helpers-amd64-signed")?,
             },
-            firmware: raw.firmware.map(|firmware| firmware.packages).unwrap_or_default(),
+            firmware: raw
+                .firmware
+                .map(|firmware| firmware.packages)
+                .unwrap_or_default()
+                .into_iter()
+                .map(|name| self.package(Some(name), ""))
+                .collect::<Result<_, _>>()?,
             compression: self.compression(raw.compression)?,
             files: raw
                 .file
@@ -312,14 +373,14 @@ impl Context<'_> {
 
     fn kernel(&self, raw: Option<Spanned<RawKernel>>) -> Result<KernelChoice, RecipeError> {
         let Some(raw) = raw else {
-            return Ok(KernelChoice::Package(DEFAULT_KERNEL.into()));
+            return Ok(KernelChoice::Package(self.package(None, DEFAULT_KERNEL)?));
         };
         let line = self.line(raw.span().start);
         match raw.into_inner() {
             RawKernel {
                 package: Some(package),
                 installed: false,
-            } => Ok(KernelChoice::Package(package)),
+            } => Ok(KernelChoice::Package(self.package(Some(package), "")?)),
             RawKernel {
                 package: None,
                 installed: true,
@@ -333,14 +394,14 @@ impl Context<'_> {
 
     fn busybox(&self, raw: Option<Spanned<RawFileChoice>>) -> Result<FileChoice, RecipeError> {
         let Some(raw) = raw else {
-            return Ok(FileChoice::Package(DEFAULT_BUSYBOX.into()));
+            return Ok(FileChoice::Package(self.package(None, DEFAULT_BUSYBOX)?));
         };
         let line = self.line(raw.span().start);
         match raw.into_inner() {
             RawFileChoice {
                 package: Some(package),
                 file: None,
-            } => Ok(FileChoice::Package(package)),
+            } => Ok(FileChoice::Package(self.package(Some(package), "")?)),
             RawFileChoice {
                 package: None,
                 file: Some(file),
@@ -350,6 +411,35 @@ impl Context<'_> {
                 "[busybox] needs either package = \"NAME\" or file = \"PATH\"",
             )),
         }
+    }
+
+    /// A package name: it becomes part of a command line and of file names.
+    fn package(&self, name: Option<Spanned<String>>, default: &str) -> Result<Located<String>, RecipeError> {
+        let name = name.map_or(
+            Located {
+                value: default.into(),
+                line: 1,
+            },
+            |name| self.located(name),
+        );
+        let first = name
+            .value
+            .starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
+        if first
+            && name
+                .value
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c))
+        {
+            return Ok(name);
+        }
+        Err(self.error(
+            name.line,
+            format!(
+                "{:?} is no package name: use a-z, 0-9, '+', '-' and '.'",
+                name.value
+            ),
+        ))
     }
 
     fn compression(&self, raw: Option<Spanned<RawCompression>>) -> Result<Compression, RecipeError> {

@@ -11,7 +11,13 @@ fn check_refused(text: &str, expected: &str) {
 fn defaults() {
     let recipe = Recipe::parse(Path::new("images/try.toml"), GOOD).unwrap();
     assert_eq!((recipe.name.as_str(), recipe.suite.as_str()), ("try", "trixie"));
-    assert_eq!(recipe.kernel, KernelChoice::Package("linux-image-amd64".into()));
+    assert_eq!(
+        recipe.kernel,
+        KernelChoice::Package(Located {
+            value: "linux-image-amd64".into(),
+            line: 1
+        })
+    );
     assert_eq!(recipe.compression, Compression::Zstd(17));
     assert_eq!(
         recipe.nic,
