@@ -61,6 +61,9 @@ pub enum Refusal {
     /// The attempt could not be written to disk.
     #[error("file-not-committed")]
     NotCommitted,
+    /// As many transfers are under way as may be.
+    #[error("tftp-too-many-transfers")]
+    TooManyTransfers,
 }
 
 /// Reads a path. `\` is a separator, doubled and leading separators do not matter.
@@ -147,6 +150,11 @@ impl<D: Directory> Files<D> {
             }
         }
         result
+    }
+
+    /// Counts a refusal that a shell decided on before a path was looked at.
+    pub fn refuse(&self, refusal: Refusal) {
+        self.counters.count(&refusal);
     }
 
     async fn resolve(&self, client: Ipv4Addr, path: &str) -> Result<Bytes, Refusal> {
