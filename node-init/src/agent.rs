@@ -37,6 +37,7 @@ impl Agent {
             .env_clear();
         command.env("PATH", "/sbin:/bin:/usr/sbin:/usr/bin");
         cid_sys::descriptors::hand_on(&mut command, theirs.into(), AGENT_FD);
+        cid_sys::signals::unblock_all(&mut command);
         // Not waited for here: the one reaper is in `run`.
         let child = command.spawn()?;
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));

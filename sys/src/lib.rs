@@ -7,12 +7,14 @@
 //! | [`evdev`] | which keys an input device has |
 //! | [`watchdog`] | time-out of a hardware watchdog |
 //! | [`descriptors`] | a file descriptor inherited by number, and handed on by number |
+//! | [`signals`] | the signal mask of a child |
 //! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
 
 pub mod clock;
 pub mod descriptors;
 pub mod evdev;
 pub mod modules;
+pub mod signals;
 pub mod watchdog;
 
 use std::io;
