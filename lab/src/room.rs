@@ -272,9 +272,14 @@ impl Space {
         command
     }
 
+    /// Ends the first process; the kernel kills everything in its PID namespace, and `unshare` sees it buried.
+    /// (Closing the pipe does the same when we do not come to this.)
     fn end(&mut self) {
-        // Killing process 1 kills everything in its PID namespace; closing the pipe would do it too.
-        let _ = self.holder.kill();
+        let first = i32::try_from(self.target).ok().and_then(Pid::from_raw);
+        let killed = first.is_some_and(|first| kill_process(first, Signal::KILL).is_ok());
+        if !killed {
+            let _ = self.holder.kill();
+        }
         let _ = self.holder.wait();
     }
 }

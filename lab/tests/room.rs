@@ -1,0 +1,83 @@
+//! The room without PCs: computers in it reach each other, and nothing outlives it.
+
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use cidlab::Room;
+use cidlab::run::run;
+
+#[test]
+fn computers_in_the_room_reach_the_head_and_each_other() -> Result<()> {
+    let mut room = Room::start("hosts")?;
+    let capture = room.capture()?;
+    let one = room.host(Some("10.77.0.2/24"))?;
+    let two = room.host(Some("10.77.0.3/24"))?;
+    for (host, target) in [(&one, "10.77.0.1"), (&two, "10.77.0.1"), (&one, "10.77.0.3")] {
+        run(host
+            .command("busybox")
+            .args(["ping", "-c", "1", "-W", "5", target]))?;
+    }
+    run(room
+        .command("busybox")
+        .args(["ping", "-c", "1", "-W", "5", "10.77.0.2"]))?;
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while std::fs::metadata(&capture).map_or(0, |file| file.len()) < 100 {
+        assert!(Instant::now() < deadline, "nothing was captured");
+        std::thread::yield_now();
+    }
+    room.succeeded();
+    Ok(())
+}
+
+#[test]
+fn the_machines_own_network_is_not_in_the_room() -> Result<()> {
+    let room = Room::start("apart")?;
+    let links = run(room.command("ip").args(["-brief", "link"]))?;
+    let names: Vec<&str> = links
+        .lines()
+        .filter_map(|line| line.split(['@', ' ']).next())
+        .collect();
+    assert_eq!(names, ["lo", "br0", "head0br", "head0"]);
+    assert!(run(room.command("ip").args(["route", "show", "default"]))?.is_empty());
+    room.succeeded();
+    Ok(())
+}
+
+#[test]
+fn what_was_started_in_the_room_dies_with_it() -> Result<()> {
+    let room = Room::start("dies")?;
+    // A daemon: its parent is gone, and it left the session.
+    let script = "setsid sleep 1000 & echo started; exec sleep 1000";
+    let mut child = room
+        .command("sh")
+        .args(["-c", script])
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut word = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+        &mut word,
+    )?;
+    let target = room.target();
+    let dir = room.dir().to_owned();
+    room.succeeded();
+    drop(room);
+    assert!(!child.wait()?.success());
+    assert!(
+        !std::path::Path::new(&format!("/proc/{target}")).exists(),
+        "the room's first process lives on"
+    );
+    assert!(!dir.exists());
+    Ok(())
+}
+
+#[test]
+fn a_room_that_did_not_succeed_keeps_its_folder() -> Result<()> {
+    let room = Room::start("kept")?;
+    let dir = room.dir().to_owned();
+    drop(room);
+    assert!(dir.exists());
+    std::fs::remove_dir_all(dir)?;
+    Ok(())
+}
