@@ -152,9 +152,9 @@ impl<D: Directory> Files<D> {
         result
     }
 
-    /// Counts a refusal that a shell decided on before a path was looked at.
-    pub fn refuse(&self, refusal: Refusal) {
-        self.counters.count(&refusal);
+    /// Counts a drop that a shell decided on before a path was looked at.
+    pub fn count(&self, reason: &impl std::fmt::Display) {
+        self.counters.count(reason);
     }
 
     async fn resolve(&self, client: Ipv4Addr, path: &str) -> Result<Bytes, Refusal> {

@@ -3,10 +3,11 @@
 //! Header names are written in title case, because GRUB as Red Hat patched it compares `Content-Length: ` with its
 //! case (rhboot/grub2 issue 216); no redirect, no chunked coding, always HTTP/1.1 (pxe.md rows 28-30).
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -27,6 +28,8 @@ use crate::files::{Files, Refusal};
 pub const PORT: u16 = 80;
 /// Connections at a time; further ones wait to be accepted.
 const MAX_CONNECTIONS: usize = 512;
+/// Connections of one address at a time: loaders use one, a shell behind one NAT a few.
+const MAX_PER_ADDRESS: usize = 16;
 /// Time to send the request line and headers.
 const HEADER_TIME: Duration = Duration::from_secs(10);
 /// Longest life of a connection: 20 MB at 1 Mbit/s are done by then.
@@ -34,9 +37,64 @@ const CONNECTION_TIME: Duration = Duration::from_secs(600);
 /// Memory for a request's head, in bytes; hyper's smallest.
 const MAX_HEAD: usize = 8 * 1024;
 
+/// Why a connection was ended or a request refused before a path was looked at. The name is the counter's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum Drop {
+    /// No HTTP request, or a head that was too long or did not come in time.
+    #[error("http-broken-request")]
+    BrokenRequest,
+    /// The connection was open for [`CONNECTION_TIME`].
+    #[error("http-connection-too-long")]
+    TooLong,
+    /// Neither GET nor HEAD.
+    #[error("http-method-not-allowed")]
+    Method,
+    /// The address has [`MAX_PER_ADDRESS`] connections already.
+    #[error("http-too-many-connections")]
+    TooManyConnections,
+}
+
+/// Open connections by address, so that one stranger cannot keep a room from booting.
+#[derive(Default)]
+struct PerAddress(Mutex<BTreeMap<IpAddr, usize>>);
+
+impl PerAddress {
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Entered> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_default();
+        if *count >= MAX_PER_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Entered {
+            all: Arc::clone(self),
+            address,
+        })
+    }
+}
+
+/// Leaves again when it is dropped.
+struct Entered {
+    all: Arc<PerAddress>,
+    address: IpAddr,
+}
+
+impl std::ops::Drop for Entered {
+    fn drop(&mut self) {
+        let mut open = self.all.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
 /// Serves until the task ends.
 pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let addresses = Arc::new(PerAddress::default());
     loop {
         let Ok(slot) = Arc::clone(&slots).acquire_owned().await else {
             return;
@@ -50,6 +108,10 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
                 continue;
             }
         };
+        let Some(entered) = addresses.enter(peer.ip()) else {
+            files.count(&Drop::TooManyConnections);
+            continue;
+        };
         let files = files.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| answer(&files, peer, request));
@@ -61,10 +123,16 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
                 .serve_connection(TokioIo::new(stream), service);
             match tokio::time::timeout(CONNECTION_TIME, connection).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%peer, %error, "HTTP connection broken"),
-                Err(_) => tracing::debug!(%peer, "HTTP connection held too long"),
+                Ok(Err(error)) => {
+                    tracing::debug!(%peer, %error, "HTTP connection broken");
+                    files.count(&Drop::BrokenRequest);
+                }
+                Err(_) => {
+                    tracing::debug!(%peer, "HTTP connection held too long");
+                    files.count(&Drop::TooLong);
+                }
             }
-            drop(slot);
+            drop((slot, entered));
         });
     }
 }
@@ -79,6 +147,7 @@ async fn answer<D: Directory>(
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
     };
     if request.method() != Method::GET && request.method() != Method::HEAD {
+        files.count(&Drop::Method);
         let mut response = plain(StatusCode::METHOD_NOT_ALLOWED);
         response
             .headers_mut()

@@ -62,7 +62,7 @@ impl<D: Directory> Handler for Shell<D> {
             return Err(packet::Error::FileNotFound);
         };
         let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.files.refuse(Refusal::TooManyTransfers);
+            self.files.count(&Refusal::TooManyTransfers);
             return Err(packet::Error::Msg("too many transfers; try again".to_owned()));
         };
         match self.files.open(address, path).await {
@@ -97,6 +97,11 @@ impl Server {
     /// Binds the well-known port of one address: a transfer must be answered from the address it was asked at.
     pub fn bind(address: Ipv4Addr) -> std::io::Result<Self> {
         UdpSocket::bind((address, PORT)).map(Self)
+    }
+
+    /// Serves on a socket that somebody else bound; it must be bound to one address (see [`Server::bind`]).
+    pub fn from_socket(socket: UdpSocket) -> Self {
+        Self(socket)
     }
 
     /// Serves until the task ends.

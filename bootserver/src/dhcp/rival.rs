@@ -11,8 +11,8 @@ use dhcproto::{Encodable, Encoder};
 use crate::dhcp::packet::{Direction, MessageType, Packet, option};
 use crate::machine::MacAddress;
 
-/// How long a server has to answer a probe.
-pub const ANSWER_TIME: Duration = Duration::from_millis(2_500);
+/// How long a server has to answer a probe. dnsmasq 2.90 as installed pings the address first and offers after 3.01 s.
+pub const ANSWER_TIME: Duration = Duration::from_millis(4_000);
 /// Between probes while all is quiet.
 pub const PROBE_INTERVAL: Duration = Duration::from_secs(30);
 /// Between probes while a rival is there.
