@@ -24,7 +24,7 @@ struct Phase {
     on_failure: OnFailure,
 }
 
-const PHASES: [Phase; 12] = [
+const PHASES: [Phase; 13] = [
     // Without /proc, /sys and /dev no later phase can do anything.
     Phase {
         name: "mounts",
@@ -61,6 +61,11 @@ const PHASES: [Phase; 12] = [
     Phase {
         name: "drivers",
         run: load_drivers,
+        on_failure: OnFailure::GoOn,
+    },
+    Phase {
+        name: "firmware variables",
+        run: firmware_variables,
         on_failure: OnFailure::GoOn,
     },
     Phase {
@@ -159,6 +164,14 @@ fn load_drivers(pc: &mut Pc) -> Result<(), String> {
     let loaded = pc.drivers.coldplug();
     log(&format!("{loaded} modules loaded"));
     Ok(())
+}
+
+fn firmware_variables(pc: &mut Pc) -> Result<(), String> {
+    if !mounts::is_uefi() {
+        return Ok(());
+    }
+    pc.drivers.handle("fs-efivarfs");
+    mounts::mount_firmware_variables()
 }
 
 fn open_keys(pc: &mut Pc) -> Result<(), String> {

@@ -115,6 +115,8 @@ struct LinkState {
 pub(crate) struct Node {
     config: Config,
     links: BTreeMap<u32, LinkState>,
+    /// Whether the shell has told of links at all yet.
+    looked: bool,
     state: State,
     /// When the head was last heard; bail-out counts from here.
     heard: Duration,
@@ -134,6 +136,7 @@ impl Node {
         let mut node = Self {
             config,
             links: BTreeMap::new(),
+            looked: false,
             state: State::Searching { retry_at: now },
             heard: now,
             retry: FIRST_RETRY,
@@ -151,6 +154,7 @@ impl Node {
 
     /// All wired links as they are now.
     pub(crate) fn handle_links(&mut self, now: Duration, links: Vec<Link>) {
+        self.looked = true;
         self.links
             .retain(|index, _| links.iter().any(|link| link.index == *index));
         for link in links {
@@ -434,7 +438,7 @@ impl Node {
     }
 
     fn say_what_is_missing(&mut self) {
-        if self.refused.is_some() || self.last_tried.is_some() && self.candidate().is_some() {
+        if !self.looked || self.refused.is_some() || self.last_tried.is_some() && self.candidate().is_some() {
             return;
         }
         let names = |carrier: bool| {
