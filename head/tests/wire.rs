@@ -1,0 +1,303 @@
+//! The real head on a real wire with real clients: ISC's dhclient, dnsmasq as a rival, curl, socat. Each test has its
+//! own network namespaces.
+
+#[path = "wire/room.rs"]
+mod room;
+#[path = "wire/trace.rs"]
+mod trace;
+
+use std::io::{Read, Write};
+use std::process::Stdio;
+use std::time::Duration;
+
+use cid_protocol::api::{DhcpStatus, Explanation, NodeState, Status};
+use cid_protocol::node::{FromNode, Hardware, Hello, Link, NODE_PROTOCOL_VERSION, ToNode};
+
+use room::{LIMIT, MAC, Process, Room, run, wait_for};
+
+/// What an iPXE ROM says of itself.
+const IPXE: &str = "option client-arch code 93 = unsigned integer 16;\nsend client-arch 0;\n\
+    send vendor-class-identifier \"PXEClient:Arch:00000:UNDI:002001\";\nsend user-class \"iPXE\";\n";
+
+#[test]
+fn an_address_outlives_kill_9_and_every_machine_is_listed_again() {
+    let room = Room::new("");
+    let mut head = room.start_head(&[]);
+    let address = room.dhclient("").expect("an address");
+    let row = room.wait_state(NodeState::Seen);
+    assert_eq!(
+        (row.mac.as_str(), row.address.as_deref()),
+        (MAC, Some(address.as_str()))
+    );
+    head.kill();
+    let _head = room.start_head(&[]);
+    assert_eq!(room.nodes()[0].address.as_deref(), Some(address.as_str()));
+    // Firmware, Linux and Windows of one PC share it.
+    assert_eq!(room.dhclient(IPXE), Some(address.clone()));
+    assert_eq!(
+        room.dhclient("send dhcp-client-identifier \"windows\";\n"),
+        Some(address)
+    );
+}
+
+#[test]
+fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
+    let room = Room::new("");
+    let mut head = room.start_head(&[]);
+    let address = room.dhclient(IPXE).expect("an address");
+    let row = room.wait_state(NodeState::Seen);
+    wait_for("the decision", LIMIT, || {
+        room.nodes()
+            .pop()?
+            .last_decision
+            .filter(|text| text.contains("adopt"))
+    });
+    assert_eq!(row.door.as_deref(), Some("pxe-bios"));
+    run(room
+        .at_pc("ip")
+        .args(["address", "add", &format!("{address}/24"), "dev", "pc0"]));
+    let fetch = |path: &str| {
+        run(room
+            .at_pc("curl")
+            .args(["-sS", "-f", &format!("http://10.77.0.1/{path}")]))
+    };
+    assert!(fetch("boot.ipxe").contains("goes to its own disk"));
+
+    let list = room.post(
+        "/v1/adopt",
+        r#"{"machines":["seen"],"group":"lab-a","name":"lab-a[01-30]"}"#,
+    );
+    assert_eq!(
+        (list.nodes[0].name.as_str(), list.nodes[0].state),
+        ("lab-a01", NodeState::Known)
+    );
+    for boot in 1..=2 {
+        assert_eq!(room.dhclient(IPXE).as_deref(), Some(address.as_str()));
+        let script = fetch("boot.ipxe");
+        assert!(
+            script.contains("kernel http://10.77.0.1/images/minimal/vmlinuz"),
+            "boot {boot}: {script}"
+        );
+        for word in [
+            "quiet panic=10 oops=panic",
+            "cid.head=10.77.0.1:3101",
+            "BOOTIF=01-52-54-00-00-00-01",
+        ] {
+            assert!(script.contains(word), "boot {boot}: no {word} in {script}");
+        }
+        // Fetched again in the same boot it counts once; and the count outlives the head.
+        fetch("boot.ipxe");
+        room.wait_state(NodeState::Booting);
+        assert_eq!(fetch("images/minimal/vmlinuz"), "a kernel");
+        head.kill();
+        head = room.start_head(&[]);
+    }
+    assert_eq!(room.dhclient(IPXE).as_deref(), Some(address.as_str()));
+    let row = room.wait_state(NodeState::Home);
+    assert!(row.reason.contains("never joined"), "{}", row.reason);
+    assert!(fetch("boot.ipxe").contains("goes to its own disk"));
+    let explain = || {
+        room.get::<Explanation>(&format!("/v1/explain/{MAC}"))
+            .expect("an answer")
+    };
+    assert_eq!(explain().reason, "two-failed-boots");
+    room.post("/v1/wake", r#"{"nodeset":"lab-a01"}"#);
+    let explanation = explain();
+    assert_eq!(
+        (explanation.action.as_str(), explanation.reason.as_str()),
+        ("boot", "in-group")
+    );
+    assert!(
+        explanation
+            .boot
+            .expect("a boot")
+            .cmdline
+            .contains("cid.image=minimal")
+    );
+}
+
+fn frame(message: &FromNode) -> Vec<u8> {
+    let body = serde_json::to_vec(message).expect("JSON");
+    [
+        &u32::try_from(body.len()).expect("short").to_be_bytes()[..],
+        &body,
+    ]
+    .concat()
+}
+
+fn answer(from: &mut impl Read) -> ToNode {
+    let mut length = [0; 4];
+    from.read_exact(&mut length).expect("a frame");
+    let mut body = vec![0; u32::from_be_bytes(length) as usize];
+    from.read_exact(&mut body).expect("a whole frame");
+    serde_json::from_slice(&body).expect("a message")
+}
+
+#[test]
+fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
+    let room = Room::new("unknown = \"boot\"\ndefault_group = \"lab-a\"");
+    let mut head = room.start_head(&[]);
+    let address = room.dhclient(IPXE).expect("an address");
+    run(room
+        .at_pc("ip")
+        .args(["address", "add", &format!("{address}/24"), "dev", "pc0"]));
+    let link = Link {
+        name: "pc0".into(),
+        mac: MAC.into(),
+        in_use: true,
+        ..Link::default()
+    };
+    let hello = FromNode::Hello(Box::new(Hello {
+        version: NODE_PROTOCOL_VERSION,
+        boot_id: "one".into(),
+        image: "minimal".into(),
+        door: "pxe-bios".into(),
+        hardware: Hardware {
+            cpus: 2,
+            links: vec![link],
+            ..Hardware::default()
+        },
+    }));
+    let dial = || {
+        let mut socat = room.at_pc("socat");
+        let child = socat
+            .args(["-", "TCP:10.77.0.1:3101"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut node = Process(child.expect("socat is installed"));
+        node.0
+            .stdin
+            .as_mut()
+            .expect("piped")
+            .write_all(&frame(&hello))
+            .expect("sent");
+        assert!(matches!(
+            answer(node.0.stdout.as_mut().expect("piped")),
+            ToNode::Welcome(_)
+        ));
+        node
+    };
+    let _first = dial();
+    assert_eq!(room.wait_state(NodeState::Up).cpus, 2);
+    head.kill();
+    let _head = room.start_head(&[]);
+    assert_eq!(
+        room.nodes()[0].state,
+        NodeState::Up,
+        "no flap while it has not come back"
+    );
+    let mut node = dial();
+    let since = room.wait_state(NodeState::Up).since_unix;
+    room.post("/v1/release", r#"{"nodeset":"*"}"#);
+    assert!(matches!(
+        answer(node.0.stdout.as_mut().expect("piped")),
+        ToNode::Release {
+            patience_secs: 60,
+            ..
+        }
+    ));
+    assert!(room.wait_state(NodeState::GoingHome).since_unix >= since);
+    assert_eq!(room.dhclient(IPXE), Some(address));
+    assert!(room.wait_state(NodeState::Home).reason.contains("released"));
+}
+
+#[test]
+fn a_rival_keeps_the_head_from_starting_and_is_named() {
+    let room = Room::new("");
+    let _rival = room.rival();
+    let output = room.head_command(&[]).output().expect("the head runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("another DHCP server answers on head0: 10.77.0.9"),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_rival_that_appears_silences_the_head_which_stays_up_and_says_so() {
+    let room = Room::new("");
+    let _head = room.start_head(&[]);
+    assert!(room.dhclient("").is_some());
+    let _rival = room.rival();
+    // It is found by the next probe, at most half a minute away.
+    let status = wait_for("suspended", Duration::from_secs(60), || {
+        room.get::<Status>("/v1/status")
+            .filter(|status| status.dhcp != DhcpStatus::Serving)
+    });
+    assert_eq!(
+        status.dhcp,
+        DhcpStatus::Suspended {
+            rival: "10.77.0.9".into()
+        }
+    );
+    assert_eq!(room.dhclient(IPXE), None);
+    let drops = room.get::<Status>("/v1/status").expect("it stays up").drops;
+    assert!(drops["dhcp-suspended"] > 0, "{drops:?}");
+}
+
+#[test]
+fn a_second_head_and_a_missing_interface_are_refused_in_one_line() {
+    let room = Room::new("");
+    let _head = room.start_head(&[]);
+    let refuse = |expected: &str| {
+        let output = room.head_command(&[]).output().expect("the head runs");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(
+            said.lines().last().unwrap_or_default().contains(expected),
+            "{said}"
+        );
+    };
+    refuse("another cidhead runs on");
+    run(room.at_head("ip").args(["address", "flush", "dev", "head0"]));
+    refuse("interface `head0` has no IPv4 address; give it one");
+    run(room.at_head("ip").args(["link", "set", "head0", "down"]));
+    refuse("`head0` is down; `ip link set head0 up`");
+    run(room.at_head("ip").args(["link", "delete", "head0"]));
+    refuse("there is no interface `head0` here (there are: lo)");
+}
+
+#[test]
+fn sigterm_is_a_clean_stop() {
+    let room = Room::new("");
+    let mut head = room.start_head(&[]);
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(head.0.id()).expect("a process id"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("our child");
+    let status = wait_for("the end", LIMIT, || head.0.try_wait().expect("our child"));
+    assert!(status.success(), "{status}: {}", room.log());
+    assert!(!room.path("head.sock").exists());
+}
+
+#[test]
+fn no_acknowledgement_precedes_its_commit() {
+    let room = Room::new("");
+    let file = room.path("strace");
+    let file = file.to_str().expect("plain path");
+    let calls = "trace=sendto,sendmsg,fsync,fdatasync,pwrite64";
+    // -D: strace is the child, so that the head is ours to end. A page of the log is 4096 bytes.
+    let head = room.start_head(&[
+        "strace", "-D", "-f", "-yy", "-xx", "-s", "4200", "-o", file, "-e", calls,
+    ]);
+    for number in 1..=6 {
+        run(room.at_pc("ip").args([
+            "link",
+            "set",
+            "pc0",
+            "address",
+            &format!("52:54:00:00:00:{number:02x}"),
+        ]));
+        room.dhclient(IPXE).expect("an address");
+    }
+    drop(head);
+    // strace writes its last lines when the head is gone.
+    wait_for("the end of the trace", LIMIT, || {
+        std::fs::read_to_string(file)
+            .ok()
+            .filter(|text| text.contains("+++ killed by SIGKILL +++"))
+    });
+    let text = std::fs::read_to_string(file).expect("a trace");
+    assert_eq!(trace::check(&text), Ok(6));
+}
