@@ -14,20 +14,9 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache of this user: `${XDG_CACHE_HOME:-~/.cache}/cid`, or `/var/cache/cid` for root.
+    /// Opens the cache of this user, see [`root`].
     pub fn open() -> anyhow::Result<Self> {
-        let variable = |name: &str| {
-            std::env::var_os(name)
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from)
-        };
-        let root = match (variable("XDG_CACHE_HOME"), variable("HOME")) {
-            (Some(cache), _) => cache.join("cid"),
-            (None, _) if rustix::process::geteuid().is_root() => PathBuf::from("/var/cache/cid"),
-            (None, Some(home)) => home.join(".cache/cid"),
-            (None, None) => anyhow::bail!("no cache folder: set HOME or XDG_CACHE_HOME"),
-        };
-        Self::at(&root)
+        Self::at(&root()?)
     }
 
     /// Opens the cache at `root`, waiting for another builder that holds it.
@@ -70,6 +59,21 @@ impl Cache {
                 let _ = fs::remove_dir_all(entry.path());
             }
         }
+    }
+}
+
+/// Where the cache of this user is: `${XDG_CACHE_HOME}/cid`, else `/var/cache/cid` for root, else `~/.cache/cid`.
+pub fn root() -> anyhow::Result<PathBuf> {
+    let variable = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
+    match (variable("XDG_CACHE_HOME"), variable("HOME")) {
+        (Some(cache), _) => Ok(cache.join("cid")),
+        (None, _) if rustix::process::geteuid().is_root() => Ok(PathBuf::from("/var/cache/cid")),
+        (None, Some(home)) => Ok(home.join(".cache/cid")),
+        (None, None) => anyhow::bail!("no cache folder: set HOME or XDG_CACHE_HOME"),
     }
 }
 

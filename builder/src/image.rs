@@ -72,6 +72,16 @@ pub fn build(
     let output = Output::start(&options.out, &recipe.name)?;
     let (plan, firmware) = lay_out(recipe, options, &inputs, &index, &selection)?;
     let initrd = pack(&plan, recipe, progress)?;
+    if let Some(limit) = &recipe.max_initrd_bytes
+        && initrd.len() as u64 > limit.value
+    {
+        let problem = format!(
+            "initrd.img has {} bytes, more than max_initrd_bytes = {}: leave something out or raise it",
+            initrd.len(),
+            limit.value
+        );
+        return Err(recipe.error(limit.line, problem).into());
+    }
 
     let mut artifacts = BTreeMap::new();
     let mut publish = |name: String, bytes: &[u8]| -> anyhow::Result<()> {

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use cid_initramfs::archive::EntryHeader;
 use cid_initramfs::digest::hex;
 use cid_initramfs::plan::COMPLETE;
-use cid_initramfs::{decompressor, read_archive};
+use cid_initramfs::{ArchiveError, decompressor, read_archive};
 use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest};
 use serde::Serialize;
 use sha2::Digest;
@@ -295,8 +295,12 @@ fn walk(
     let plain = decompressor(BufReader::with_capacity(1 << 16, opened)).with_context(name)?;
     // A few bytes of zstd can stand for any number of bytes: there is an end to our patience.
     let mut plain = plain.take(UNPACKED_LIMIT);
-    read_archive(&mut plain, visit).with_context(name)?;
-    Ok(())
+    match read_archive(&mut plain, visit) {
+        Ok(_) => Ok(()),
+        // What the visitor met (a closed pipe, say) is not the archive's fault.
+        Err(ArchiveError::Visitor(error)) => Err(error.into()),
+        Err(error) => Err(error).with_context(name),
+    }
 }
 
 /// Control characters made visible.

@@ -90,6 +90,8 @@ pub struct Recipe {
     pub suite: String,
     /// Kernel command line.
     pub cmdline: String,
+    /// Bytes that `initrd.img` may have; a larger one is not published.
+    pub max_initrd_bytes: Option<Located<u64>>,
     /// Kernel and modules.
     pub kernel: KernelChoice,
     /// NIC drivers: listed in the manifest.
@@ -123,6 +125,7 @@ struct RawRecipe {
     name: Option<Spanned<String>>,
     suite: Option<Spanned<String>>,
     cmdline: Option<Spanned<String>>,
+    max_initrd_bytes: Option<Spanned<u64>>,
     kernel: Option<Spanned<RawKernel>>,
     modules: RawModules,
     busybox: Option<Spanned<RawFileChoice>>,
@@ -338,6 +341,13 @@ impl Context<'_> {
             name: name.value,
             suite: suite.value,
             cmdline: cmdline.value,
+            max_initrd_bytes: raw.max_initrd_bytes.map(|bytes| {
+                let line = self.line(bytes.span().start);
+                Located {
+                    value: bytes.into_inner(),
+                    line,
+                }
+            }),
             kernel: self.kernel(raw.kernel)?,
             nic: self.all(raw.modules.nic),
             other: self.all(raw.modules.other),

@@ -168,7 +168,7 @@ fn no_control_character_reaches_the_terminal() {
 
 #[test]
 fn a_bomb_costs_no_memory() {
-    // 1 GiB of one entry's content in a few hundred kilobytes: read through, nothing kept, or refused.
+    // An entry of 1 GiB that ends after 64 MiB of zeros, in a few kilobytes: read through, nothing kept, refused.
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("bomb");
     let mut encoder = zstd::Encoder::new(std::fs::File::create(&file).unwrap(), 1).unwrap();
