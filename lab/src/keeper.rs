@@ -48,6 +48,7 @@ pub(crate) fn up(pcs: u8, images: &Path, image: &str) -> Result<()> {
         std::fs::remove_dir_all(&folder).context("removing what a dead room left")?;
     }
     let log_path = folder.with_extension("log");
+    std::fs::create_dir_all(folder.parent().unwrap_or(Path::new("/")))?;
     let log = std::fs::File::create(&log_path).with_context(|| format!("making {}", log_path.display()))?;
     let images =
         std::fs::canonicalize(images).with_context(|| format!("no images in {}", images.display()))?;

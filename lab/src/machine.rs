@@ -372,6 +372,11 @@ impl Files {
     pub fn qmp(&self) -> PathBuf {
         self.file("qmp")
     }
+    /// Frames of its first NIC, where the room as a whole is not captured.
+    #[must_use]
+    pub fn capture(&self) -> PathBuf {
+        self.file("pcap")
+    }
     /// QEMU's own complaints.
     #[must_use]
     pub fn qemu_log(&self) -> PathBuf {

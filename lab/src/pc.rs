@@ -155,7 +155,14 @@ impl Pc {
         let mut command = self.room.command("qemu-system-x86_64");
         self.machine
             .arguments(&mut command, &self.files, &self.taps, &self.macs)?;
-        fs::write(self.files.command_line(), format!("{}\n", line(&command)))?;
+        if !self.room.is_captured() {
+            let dump = format!(
+                "filter-dump,id=dump0,netdev=net0,file={}",
+                self.files.capture().display()
+            );
+            command.args(["-object", &dump]);
+        }
+        fs::write(self.files.command_line(), self.pasteable(&line(&command)))?;
         // A socket of an earlier life would let us talk to nobody.
         let _ = fs::remove_file(self.files.qmp());
         let log = fs::File::options()
@@ -181,6 +188,17 @@ impl Pc {
                 Err(error.context(format!("{}: QEMU said: {}", self.name(), said.trim())))
             }
         }
+    }
+
+    /// The command line for a shell outside of the room: QEMU's own network in place of the room's, which dies with it.
+    fn pasteable(&self, line: &str) -> String {
+        let program = line.find("qemu-system").unwrap_or(0);
+        let mut text = line[program..].to_owned();
+        for (number, tap) in self.taps.iter().enumerate() {
+            let room = format!("tap,id=net{number},ifname={tap},script=no,downscript=no");
+            text = text.replace(&room, &format!("user,id=net{number}"));
+        }
+        format!("{text}\n")
     }
 
     /// Pulls the plug.

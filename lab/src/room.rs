@@ -41,7 +41,7 @@ exec cat
 pub struct Room {
     dir: PathBuf,
     space: Space,
-    capture: Option<std::sync::Mutex<Child>>,
+    capture: Option<Child>,
     interfaces: AtomicU32,
     succeeded: AtomicBool,
 }
@@ -130,15 +130,18 @@ impl Room {
         self.space.command(program)
     }
 
-    /// Starts to write every frame on the bridge to `net.pcap`.
+    /// Starts to write every frame on the bridge to `net.pcap`. In a user namespace tcpdump cannot run (it insists
+    /// on changing its groups, which is not allowed there): then each PC writes its own (see `Files::capture`).
     ///
     /// # Errors
     /// When tcpdump cannot be started.
     pub fn capture(&mut self) -> Result<PathBuf> {
         let path = self.dir.join("net.pcap");
+        if self.space.user_namespace {
+            return Ok(path);
+        }
         let log = fs::File::create(self.dir.join("tcpdump.log"))?;
         let mut command = self.command("tcpdump");
-        // -Z root: in a user namespace there is no other user to become.
         command
             .args(["-i", "br0", "-n", "-U", "-s", "0", "-Z", "root", "-w"])
             .arg(&path);
@@ -147,8 +150,14 @@ impl Room {
             .stdout(Stdio::null())
             .stderr(log)
             .spawn();
-        self.capture = Some(std::sync::Mutex::new(child.context("starting tcpdump")?));
+        self.capture = Some(child.context("starting tcpdump")?);
         Ok(path)
+    }
+
+    /// Whether the frames of the whole bridge are written down.
+    #[must_use]
+    pub fn is_captured(&self) -> bool {
+        self.capture.is_some()
     }
 
     /// Makes a tap on the bridge for a machine's NIC; returns its name.
@@ -197,6 +206,9 @@ impl Room {
 impl Drop for Room {
     fn drop(&mut self) {
         self.space.end();
+        if let Some(capture) = &mut self.capture {
+            let _ = capture.wait();
+        }
         let keep = std::env::var_os("CID_LAB_KEEP").is_some() || !self.succeeded.load(Ordering::Relaxed);
         if keep {
             eprintln!(

@@ -11,10 +11,10 @@ use crate::ends_in_windows;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A room whose head gives nodes up after 20 s, and a PC that is `up` in it.
+/// A room whose head is given up by nodes after 30 s, and a PC that is `up` in it.
 fn lab_with_a_node(name: &str, machine: Machine) -> Result<(Lab, Pc)> {
     let lab = Lab::start_with(name, |options| HeadOptions {
-        bail_out: "20s".to_owned(),
+        bail_out: "30s".to_owned(),
         kernel_args: format!("{} sysrq_always_enabled", options.kernel_args),
         ..options
     })?;
@@ -65,7 +65,7 @@ fn the_head_never_comes_back() -> Result<()> {
     let (mut lab, mut pc) = lab_with_a_node("head-gone", Machine::bios())?;
     let now = SystemTime::now();
     lab.head.kill()?;
-    pc.wait_reset(now, (20 + 60) * SECOND)?;
+    pc.wait_reset(now, (30 + 60) * SECOND)?;
     ends_in_windows(lab, pc)
 }
 
@@ -74,7 +74,7 @@ fn the_network_was_cut() -> Result<()> {
     let (lab, mut pc) = lab_with_a_node("cable", Machine::bios())?;
     let now = SystemTime::now();
     pc.cable(0, Cable::Out)?;
-    pc.wait_reset(now, (20 + 60) * SECOND)?;
+    pc.wait_reset(now, (30 + 60) * SECOND)?;
     ends_in_windows(lab, pc)
 }
 

@@ -2,6 +2,8 @@
 
 mod clock;
 mod going_home;
+mod loaders;
+mod memory;
 mod nics;
 
 use anyhow::Result;
