@@ -8,6 +8,14 @@
 //! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
 //! | [`links`], [`hardware`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
+/// One line on stderr, which PID 1 gave us: the console, without blocking. `eprintln!` would panic when it is full.
+macro_rules! log {
+    ($($text:tt)*) => {{
+        use std::io::Write;
+        let _ = std::io::stderr().write_all(format!("{}\n", format_args!($($text)*)).as_bytes());
+    }};
+}
+
 mod core;
 mod dhcp;
 mod frames;
@@ -24,7 +32,7 @@ fn main() -> ExitCode {
         Ok(never) => match never {},
         Err(error) => {
             // PID 1 shows it and starts the agent again.
-            eprintln!("cid-agent: {error:#}");
+            log!("cid-agent: {error:#}");
             ExitCode::FAILURE
         }
     }

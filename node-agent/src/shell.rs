@@ -197,7 +197,7 @@ impl Shell {
                     && let Err(reason) = wire.client.handle_datagram(now, &bytes)
                     && reason != dhcp::Reject::NotOurs
                 {
-                    eprintln!("cid-agent: {}: DHCP datagram dropped: {reason:?}", wire.name);
+                    log!("cid-agent: {}: DHCP datagram dropped: {reason:?}", wire.name);
                 }
             }
             Event::Connected { number, writer } if current == Some(number) => {
@@ -229,7 +229,7 @@ impl Shell {
             if !self.wires.contains_key(&link.index)
                 && let Err(error) = self.open_wire(link).await
             {
-                eprintln!("cid-agent: {}: {error:#}", link.name);
+                log!("cid-agent: {}: {error:#}", link.name);
             }
             if let Some(wire) = self.wires.get_mut(&link.index)
                 && wire.carrier != link.carrier
@@ -307,18 +307,21 @@ impl Shell {
         match output {
             dhcp::Output::Transmit { to, bytes } => {
                 if let Err(error) = wire.socket.send_to(&bytes, (to, 67)).await {
-                    eprintln!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
+                    log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
                 }
             }
             dhcp::Output::Configure(lease) => match links::configure(&self.handle, index, &lease).await {
                 Ok(()) => {
-                    eprintln!(
+                    log!(
                         "cid-agent: {}: address {}/{} from {}",
-                        wire.name, lease.address, lease.prefix, lease.server
+                        wire.name,
+                        lease.address,
+                        lease.prefix,
+                        lease.server
                     );
                     self.node.handle_address(now, index, Some(lease.address));
                 }
-                Err(error) => eprintln!("cid-agent: {}: {error:#}", wire.name),
+                Err(error) => log!("cid-agent: {}: {error:#}", wire.name),
             },
             dhcp::Output::Deconfigure => {
                 links::flush(&self.handle, index).await;
@@ -427,7 +430,7 @@ impl Shell {
             UdpSocket::from_std(socket.into())
         };
         open()
-            .inspect_err(|error| eprintln!("cid-agent: {name}: beacon socket: {error}"))
+            .inspect_err(|error| log!("cid-agent: {name}: beacon socket: {error}"))
             .ok()
     }
 
@@ -515,9 +518,9 @@ fn set_clock(unix_ms: u64) {
     }
     match cid_sys::clock::set(theirs) {
         Ok(()) if matches!(cid_sys::clock::is_unsynchronised(), Ok(true)) => {}
-        Ok(()) => eprintln!(
-            "cid-agent: the kernel takes the clock as synchronised and may write the hardware clock"
-        ),
-        Err(error) => eprintln!("cid-agent: cannot set the clock: {error}"),
+        Ok(()) => {
+            log!("cid-agent: the kernel takes the clock as synchronised and may write the hardware clock")
+        }
+        Err(error) => log!("cid-agent: cannot set the clock: {error}"),
     }
 }

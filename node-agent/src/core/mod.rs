@@ -216,7 +216,8 @@ impl Node {
                     pulse_at: now,
                     heard: now,
                 };
-                self.config.bail_out = Duration::from_secs(welcome.bail_out_secs);
+                // Below it, one lost pulse would be the end.
+                self.config.bail_out = Duration::from_secs(welcome.bail_out_secs).max(PULSE_BOUND);
                 self.retry = FIRST_RETRY;
                 self.refused = None;
                 self.name.clone_from(&welcome.name);
