@@ -6,7 +6,7 @@
 //! | [`core`] | the node's life as a state machine: links -> address -> join -> up -> home |
 //! | [`dhcp`] | a DHCP client per link (RFC 2131), as a state machine |
 //! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
-//! | [`links`], [`hardware`], [`frames`] | what the shell asks the kernel, and how messages travel |
+//! | [`links`], [`hardware`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
 /// One line on stderr, which PID 1 gave us: the console, without blocking. `eprintln!` would panic when it is full.
 macro_rules! log {
@@ -16,12 +16,14 @@ macro_rules! log {
     }};
 }
 
+mod clock;
 mod core;
 mod dhcp;
 mod frames;
 mod hardware;
 mod links;
 mod shell;
+mod sockets;
 
 use std::process::ExitCode;
 

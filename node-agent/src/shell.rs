@@ -25,14 +25,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::core::{Config, Node, Output, going_home};
 use crate::dhcp::{self, Client};
-use crate::{frames, hardware, links};
+use crate::sockets::{dhcp_socket, udp_socket};
+use crate::{clock, frames, hardware, links};
 
 /// Events that may wait.
 const QUEUE: usize = 128;
 /// A head that takes no bytes for this long has failed.
 const WRITE_BOUND: Duration = Duration::from_secs(2);
-/// The clock is stepped when it is off by more than this; smaller differences are the network's.
-const CLOCK_TOLERANCE: Duration = Duration::from_millis(250);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
@@ -348,7 +347,7 @@ impl Shell {
                 self.send(FromNode::Pulse(load)).await;
             }
             Output::SendGoingHome { reason } => self.send(going_home(reason)).await,
-            Output::SetClock { unix_ms } => set_clock(unix_ms),
+            Output::SetClock { unix_ms } => clock::set(unix_ms),
             Output::Tell(message) => self.tell(&message).await?,
             Output::Announce { link, state, name } => {
                 let now = self.now();
@@ -469,22 +468,6 @@ async fn converse(
     Ok(())
 }
 
-fn dhcp_socket(link: &str) -> std::io::Result<UdpSocket> {
-    let socket = udp_socket(link, SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68))?;
-    socket.set_broadcast(true)?;
-    UdpSocket::from_std(socket.into())
-}
-
-/// A non-blocking UDP socket that sends and hears on one link only.
-fn udp_socket(link: &str, address: SocketAddrV4) -> std::io::Result<socket2::Socket> {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind_device(Some(link.as_bytes()))?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    Ok(socket)
-}
-
 /// Lines of PID 1. An overlong one is dropped whole.
 async fn read_init(mut reader: InitReader, sender: Sender<Event>) {
     let (mut line, mut overlong) = (Vec::new(), false);
@@ -505,22 +488,5 @@ async fn read_init(mut reader: InitReader, sender: Sender<Event>) {
                 let _ = sender.send(Event::Init(message)).await;
             }
         }
-    }
-}
-
-/// Steps the system clock to the head's. `clock_settime` leaves the clock marked as unsynchronised, so the kernel
-/// does not write the hardware clock, in which Windows keeps local time.
-fn set_clock(unix_ms: u64) {
-    let theirs = Duration::from_millis(unix_ms);
-    let ours = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    if ours.abs_diff(theirs) <= CLOCK_TOLERANCE {
-        return;
-    }
-    match cid_sys::clock::set(theirs) {
-        Ok(()) if matches!(cid_sys::clock::is_unsynchronised(), Ok(true)) => {}
-        Ok(()) => {
-            log!("cid-agent: the kernel takes the clock as synchronised and may write the hardware clock")
-        }
-        Err(error) => log!("cid-agent: cannot set the clock: {error}"),
     }
 }
