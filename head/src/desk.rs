@@ -13,7 +13,7 @@ use cid_bootserver::directory::{CommitError, Directory};
 use cid_bootserver::machine::{Client, Platform};
 use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Stage, Standing};
 use cid_bootserver::site::{Offers, full_cmdline};
-use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation};
+use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation, NodeState};
 
 use crate::api::BootView;
 use crate::core::Core;
@@ -143,6 +143,7 @@ impl BootView for Desk {
     fn explain(&self, mac: Mac) -> Explanation {
         let record = self.core.read(|registry| registry.record(mac).cloned());
         let facts = last_facts(mac, record.as_ref());
+        let up = record.is_some_and(|record| record.state == NodeState::Up);
         // Not through `decide`: nobody was answered, so nothing is counted.
         let decision = policy::decide(&facts, &self.standing(&facts), &self.offers.current().site);
         let boot = match &decision.action {
@@ -153,11 +154,15 @@ impl BootView for Desk {
             }),
             Action::LocalDisk | Action::NoBootAnswer => None,
         };
+        let text = match &decision.reason {
+            why if up => format!("it is up; if its firmware asked now: {why}"),
+            why => why.to_string(),
+        };
         Explanation {
             mac: mac.to_string(),
             action: action_word(&decision.action).to_owned(),
             reason: decision.reason.name().to_owned(),
-            text: decision.reason.to_string(),
+            text,
             boot,
         }
     }
@@ -206,7 +211,7 @@ fn standing(registry: &Registry, facts: &Facts) -> Standing {
     Standing {
         group,
         name: record.name.clone(),
-        hold: record.hold.clone(),
+        hold: record.hold_when_asking(),
         failed_boots: record.failed_boots,
         boot_in_progress: record.session_counted,
     }

@@ -311,11 +311,43 @@ fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
         })
 }
 
+/// Changes of machines that nobody waits for, and when they must be written.
+#[derive(Default)]
+struct Lazy {
+    records: BTreeMap<Mac, Box<Record>>,
+    due: Option<Instant>,
+}
+
+impl Lazy {
+    /// Sorts requests: changes to be written now, and who waits for them.
+    fn sort(&mut self, batch: Vec<Request>) -> (Vec<Write>, Vec<oneshot::Sender<Result<(), String>>>) {
+        let mut writes = Vec::new();
+        let mut waiting = Vec::new();
+        for Request { writes: asked, done } in batch {
+            for write in asked {
+                match write {
+                    Write::Machine(record) if done.is_none() => {
+                        self.records.insert(record.mac, record);
+                        self.due.get_or_insert_with(|| Instant::now() + LAZY);
+                        continue;
+                    }
+                    // What is written now is newer than what waits in memory.
+                    Write::Machine(ref record) => drop(self.records.remove(&record.mac)),
+                    Write::ForgetMachine(mac) => drop(self.records.remove(&mac)),
+                    Write::Lease(_) | Write::Event(_) => {}
+                }
+                writes.push(write);
+            }
+            waiting.extend(done);
+        }
+        (writes, waiting)
+    }
+}
+
 fn write_loop(mut connection: Connection, requests: &Receiver<Request>) {
-    let mut lazy: BTreeMap<Mac, Box<Record>> = BTreeMap::new();
-    let mut lazy_due: Option<Instant> = None;
+    let mut lazy = Lazy::default();
     loop {
-        let wait = lazy_due.map_or(Duration::from_secs(3_600), |due| {
+        let wait = lazy.due.map_or(Duration::from_secs(3_600), |due| {
             due.saturating_duration_since(Instant::now())
         });
         let mut batch = Vec::new();
@@ -328,40 +360,14 @@ fn write_loop(mut connection: Connection, requests: &Receiver<Request>) {
             Err(RecvTimeoutError::Timeout) => false,
             Err(RecvTimeoutError::Disconnected) => true,
         };
-        let mut writes = Vec::new();
-        let mut waiting = Vec::new();
-        for request in batch {
-            match request.done {
-                Some(done) => {
-                    // What is written now is newer than what waits in memory.
-                    for write in &request.writes {
-                        if let Write::Machine(record) = write {
-                            lazy.remove(&record.mac);
-                        } else if let Write::ForgetMachine(mac) = write {
-                            lazy.remove(mac);
-                        }
-                    }
-                    writes.extend(request.writes);
-                    waiting.push(done);
-                }
-                None => {
-                    for write in request.writes {
-                        match write {
-                            Write::Machine(record) => drop(lazy.insert(record.mac, record)),
-                            Write::ForgetMachine(mac) => {
-                                lazy.remove(&mac);
-                                writes.push(write);
-                            }
-                            other => writes.push(other),
-                        }
-                    }
-                    lazy_due.get_or_insert_with(|| Instant::now() + LAZY);
-                }
-            }
-        }
-        if closed || !waiting.is_empty() || lazy_due.is_some_and(|due| due <= Instant::now()) {
-            writes.extend(std::mem::take(&mut lazy).into_values().map(Write::Machine));
-            lazy_due = None;
+        let (mut writes, waiting) = lazy.sort(batch);
+        if closed || !waiting.is_empty() || lazy.due.is_some_and(|due| due <= Instant::now()) {
+            lazy.due = None;
+            writes.extend(
+                std::mem::take(&mut lazy.records)
+                    .into_values()
+                    .map(Write::Machine),
+            );
         }
         if !writes.is_empty() || !waiting.is_empty() {
             let result = commit(&mut connection, &writes).map_err(|error| error.to_string());

@@ -4,8 +4,11 @@ use std::net::Ipv4Addr;
 
 use cid_protocol::api::NodeState;
 
-use super::{BOOT_PATIENCE, Now, Registry, tame};
+use super::{BOOT_PATIENCE, Now, Record, Registry, tame};
 use crate::mac::Mac;
+
+/// Why a node that was up and whose firmware suddenly asks for a boot is kept at home.
+pub(super) const WITHOUT_A_WORD: &str = "it left the cluster without a word (reset, crash or power cut)";
 
 /// What firmware said of its machine; empty fields were not said.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -57,6 +60,22 @@ pub enum Observation {
     },
 }
 
+impl Record {
+    /// Why it may not boot if its firmware asks now. A node that was up and that nobody released said nothing before it
+    /// was restarted: a crash, or a person who wants the PC. Either way it is theirs.
+    pub fn hold_when_asking(&self) -> Option<String> {
+        let was_up = match self.state {
+            NodeState::Up => true,
+            // The count is zero from the moment it was up: a machine lost before that never joined.
+            NodeState::Lost => self.failed_boots == 0,
+            _ => false,
+        };
+        self.hold
+            .clone()
+            .or_else(|| was_up.then(|| WITHOUT_A_WORD.to_owned()))
+    }
+}
+
 impl Registry {
     /// Takes in what the boot server saw of `mac`.
     pub fn handle_observation(&mut self, now: Now, mac: Mac, observation: Observation) {
@@ -93,6 +112,7 @@ impl Registry {
         record.session_counted = false;
         machine.decision_logged = false;
         machine.last_file = None;
+        record.hold = before.hold_when_asking();
         if matches!(before.state, NodeState::Up | NodeState::Lost | NodeState::Booting) {
             // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
             // packet with this MAC, the next pulse puts the row right.
@@ -109,6 +129,7 @@ impl Registry {
                 || record.firmware != before.firmware
                 || record.door != before.door
                 || record.state != before.state
+                || record.hold != before.hold
                 || before.session_counted
         });
         if changed {

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Hello, Load, NODE_PROTOCOL_VERSION, ToNode, Welcome};
 
+use super::boot::WITHOUT_A_WORD;
 use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, tame};
 use crate::mac::Mac;
 
@@ -25,35 +26,11 @@ impl Registry {
             self.persist(mac);
             return self.refuse(connection, text);
         }
-        let Some(machine) = self.machines.get_mut(&mac) else {
+        let same_boot = self.take_report(now, mac, connection, address, hello);
+        let Some(machine) = self.machines.get(&mac) else {
             return;
         };
-        if let Some(old) = machine.connection.replace(connection)
-            && old != connection
-        {
-            self.connections.remove(&old);
-            self.outputs.push_back(Output::Close { connection: old });
-        }
-        self.connections.insert(connection, mac);
-        machine.heard = now.monotonic;
-        machine.grace = LOST_AFTER;
-        let record = &mut machine.record;
-        let boot_id = tame(&hello.boot_id, 64);
-        let same_boot = record.boot_id.as_ref() == Some(&boot_id);
-        record.boot_id = Some(boot_id);
-        record.image = Some(tame(&hello.image, 64));
-        record.door = Some(tame(&hello.door, 32))
-            .filter(|door| !door.is_empty())
-            .or(record.door.take());
-        record.address = Some(address);
-        record.last_seen = now.unix_secs();
-        record.failed_boots = 0;
-        if !hello.hardware.uuid.is_empty() {
-            record.uuid = Some(tame(&hello.hardware.uuid.to_ascii_lowercase(), 36));
-        }
-        record.product = Some(tame(&hello.hardware.product, 128)).filter(|product| !product.is_empty());
-        record.hardware = Some(Box::new(tame_hardware(hello.hardware)));
-        let hold = record.hold.clone();
+        let hold = machine.record.hold.clone();
         let (group, patience, bail_out) = match self.group_of(&self.machines[&mac].record) {
             Some((name, group)) => (
                 name.to_owned(),
@@ -90,6 +67,46 @@ impl Registry {
             };
             self.outputs.push_back(Output::Send { connection, message });
         }
+    }
+
+    /// Takes over what a node says of itself; whether it is the boot that was known already.
+    fn take_report(
+        &mut self,
+        now: Now,
+        mac: Mac,
+        connection: ConnectionId,
+        address: Ipv4Addr,
+        hello: Hello,
+    ) -> bool {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return false;
+        };
+        if let Some(old) = machine.connection.replace(connection)
+            && old != connection
+        {
+            self.connections.remove(&old);
+            self.outputs.push_back(Output::Close { connection: old });
+        }
+        self.connections.insert(connection, mac);
+        machine.heard = now.monotonic;
+        machine.grace = LOST_AFTER;
+        let record = &mut machine.record;
+        let boot_id = tame(&hello.boot_id, 64);
+        let same_boot = record.boot_id.as_ref() == Some(&boot_id);
+        record.boot_id = Some(boot_id);
+        record.image = Some(tame(&hello.image, 64));
+        record.door = Some(tame(&hello.door, 32))
+            .filter(|door| !door.is_empty())
+            .or(record.door.take());
+        record.address = Some(address);
+        record.last_seen = now.unix_secs();
+        record.failed_boots = 0;
+        if !hello.hardware.uuid.is_empty() {
+            record.uuid = Some(tame(&hello.hardware.uuid.to_ascii_lowercase(), 36));
+        }
+        record.product = Some(tame(&hello.hardware.product, 128)).filter(|product| !product.is_empty());
+        record.hardware = Some(Box::new(tame_hardware(hello.hardware)));
+        same_boot
     }
 
     /// By the MACs of its links, the one in use first; else by the address it was given.
@@ -136,23 +153,31 @@ impl Registry {
             machine.load = finite.then_some(load);
         }
         self.hear(now, mac);
-        let revived = self.machines.get(&mac).is_some_and(|machine| {
-            let record = &machine.record;
-            machine.connection == Some(connection)
-                && record.hold.is_none()
-                && matches!(record.state, NodeState::Known | NodeState::Booting)
-        });
-        if revived {
-            if let Some(machine) = self.machines.get_mut(&mac) {
-                machine.record.failed_boots = 0;
-            }
-            self.change_state(now, mac, NodeState::Up, "it still speaks".to_owned());
-            self.persist(mac);
-        }
+        self.revive(now, mac, connection);
         let message = ToNode::Pulse {
             time_unix_ms: now.unix_ms,
         };
         self.outputs.push_back(Output::Send { connection, message });
+    }
+
+    /// A pulse over its own connection proves that a node still runs, whatever was heard in its name.
+    fn revive(&mut self, now: Now, mac: Mac, connection: ConnectionId) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        let record = &mut machine.record;
+        let doubted = matches!(
+            record.state,
+            NodeState::Known | NodeState::Booting | NodeState::Home
+        );
+        let held = record.hold.as_deref().is_some_and(|hold| hold != WITHOUT_A_WORD);
+        if machine.connection != Some(connection) || !doubted || held {
+            return;
+        }
+        record.hold = None;
+        record.failed_boots = 0;
+        self.change_state(now, mac, NodeState::Up, "it still speaks".to_owned());
+        self.persist(mac);
     }
 
     /// A beacon said that the node called `name` is up at `address`. Beacons are not authenticated: they keep a

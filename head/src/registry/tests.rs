@@ -383,23 +383,76 @@ fn strangers_and_other_versions_are_refused() {
 }
 
 #[test]
-fn a_power_cycle_is_noticed_while_the_old_connection_lingers() {
+fn whoever_leaves_without_a_word_is_sent_to_its_own_disk() {
+    for lost_first in [false, true] {
+        let mut trace = Trace::up(1, "n1");
+        if lost_first {
+            trace.registry.handle_disconnect(ConnectionId(1));
+            trace.pass(40);
+            assert_eq!(trace.state(1), NodeState::Lost);
+        }
+        trace.session(50, 1);
+        assert_eq!(trace.state(1), NodeState::Known);
+        assert!(trace.disk[&mac(1)].hold.is_some());
+        trace.observe(
+            51,
+            1,
+            Observation::Decided {
+                verdict: Verdict::LocalDisk,
+                text: "held".into(),
+            },
+        );
+        assert_eq!(trace.state(1), NodeState::Home);
+        // Its next boots too, until somebody says otherwise.
+        trace.session(500, 1);
+        assert!(trace.disk[&mac(1)].hold.is_some());
+        trace.registry.wake(at(600), "n1").unwrap();
+        trace.session(700, 1);
+        assert!(trace.registry.record(mac(1)).unwrap().hold.is_none());
+        trace.script(701, 1);
+        trace.hello(730, 1, 2, "boot-2");
+        // The first connection's end comes late and must not touch the second.
+        trace.registry.handle_disconnect(ConnectionId(1));
+        trace.pulse(740, 2);
+        trace.pass(750);
+        assert_eq!(trace.state(1), NodeState::Up);
+    }
+}
+
+#[test]
+fn a_boot_that_never_joined_is_a_failed_boot_and_no_hold() {
+    let mut trace = Trace::new();
+    trace.session(1, 1);
+    trace.adopt(1, "n1");
+    trace.script(6, 1);
+    trace.pass(6 + 600);
+    assert_eq!(trace.state(1), NodeState::Lost);
+    trace.session(700, 1);
+    assert_eq!(
+        (
+            trace.failed_boots(1),
+            trace.registry.record(mac(1)).unwrap().hold.clone()
+        ),
+        (1, None)
+    );
+}
+
+#[test]
+fn somebody_elses_packet_in_a_nodes_name_is_undone_by_its_next_pulse() {
     let mut trace = Trace::up(1, "n1");
     trace.session(30, 1);
-    assert_eq!(trace.state(1), NodeState::Known);
-    trace.script(31, 1);
-    assert_eq!(trace.state(1), NodeState::Booting);
-    trace.hello(60, 1, 2, "boot-2");
-    assert_eq!((trace.state(1), trace.failed_boots(1)), (NodeState::Up, 0));
-    // The first connection's end comes late and must not touch the second.
-    trace.registry.handle_disconnect(ConnectionId(1));
-    trace.pulse(70, 2);
-    trace.pass(80);
+    trace.observe(
+        31,
+        1,
+        Observation::Decided {
+            verdict: Verdict::LocalDisk,
+            text: "held".into(),
+        },
+    );
+    assert_eq!(trace.state(1), NodeState::Home);
+    trace.pulse(33, 1);
     assert_eq!(trace.state(1), NodeState::Up);
-    // Somebody else's packet with this MAC: the next pulse puts it right.
-    trace.session(81, 1);
-    trace.pulse(82, 2);
-    assert_eq!(trace.state(1), NodeState::Up);
+    assert!(trace.disk[&mac(1)].hold.is_none());
 }
 
 #[test]
