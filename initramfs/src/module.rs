@@ -39,7 +39,10 @@ pub const BLOCK_SYMBOLS: &[&str] = &[
     "ata_host_alloc_pinfo",
     "ata_host_register",
     "ata_pci_bmdma_init_one",
+    "ata_pci_bmdma_prepare_host",
+    "ata_pci_sff_activate_host",
     "ata_pci_sff_init_one",
+    "ata_pci_sff_prepare_host",
     "ahci_host_activate",
     "ahci_platform_init_host",
     // NVMe hosts: drivers/nvme/host/core.c.
