@@ -4,21 +4,24 @@
 //! case (rhboot/grub2 issue 216); no redirect, no chunked coding, always HTTP/1.1 (pxe.md rows 28-30).
 
 use std::collections::BTreeMap;
-use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::ops::Range;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
-use hyper::header::{ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE};
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, USER_AGENT,
+};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use socket2::Socket;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::directory::Directory;
@@ -114,7 +117,16 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
         };
         let files = files.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| answer(&files, peer, request));
+            let reset_on_close = ResetOnClose::of(&stream);
+            let service = service_fn(|request| async {
+                let grub = is_grub(&request);
+                let response = answer(&files, peer, request).await;
+                if grub && !response.status().is_success() {
+                    reset_on_close.arm();
+                    return Err(HungUp);
+                }
+                Ok(response)
+            });
             let connection = http1::Builder::new()
                 .title_case_headers(true)
                 .timer(TokioTimer::new())
@@ -123,6 +135,8 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
                 .serve_connection(TokioIo::new(stream), service);
             match tokio::time::timeout(CONNECTION_TIME, connection).await {
                 Ok(Ok(())) => {}
+                // Refused and counted in `answer` already.
+                Ok(Err(error)) if error.is_user() => {}
                 Ok(Err(error)) => {
                     tracing::debug!(%peer, %error, "HTTP connection broken");
                     files.count(&Drop::BrokenRequest);
@@ -137,11 +151,40 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
     }
 }
 
+/// The connection is closed without an answer.
+#[derive(Debug, thiserror::Error)]
+#[error("closed without an answer")]
+struct HungUp;
+
+/// GRUB 2.12 takes a complete 404 answer for a file of unknown length and waits for its bytes for minutes: after the
+/// status line of an error it reads the next header as another status line, and then forgets the error
+/// (`grub-core/net/http.c`, parse_line). It notices no FIN either. What it does understand is a reset.
+fn is_grub(request: &Request<Incoming>) -> bool {
+    let agent = request.headers().get(USER_AGENT);
+    agent.is_some_and(|value| value.as_bytes().starts_with(b"GRUB "))
+}
+
+/// A second handle of a connection's socket, with which its close can be made a reset.
+struct ResetOnClose(Option<Socket>);
+
+impl ResetOnClose {
+    fn of(stream: &TcpStream) -> Self {
+        Self(stream.as_fd().try_clone_to_owned().ok().map(Socket::from))
+    }
+
+    fn arm(&self) {
+        if let Some(socket) = &self.0 {
+            // Without it GRUB gives up after half a minute: slower, not worse.
+            let _ = socket.set_linger(Some(Duration::ZERO));
+        }
+    }
+}
+
 async fn answer<D: Directory>(
     files: &Files<D>,
     peer: SocketAddr,
     request: Request<Incoming>,
-) -> Result<Response<Full<Bytes>>, Infallible> {
+) -> Response<Full<Bytes>> {
     let client = match peer.ip() {
         IpAddr::V4(address) => address,
         IpAddr::V6(_) => Ipv4Addr::UNSPECIFIED,
@@ -152,10 +195,10 @@ async fn answer<D: Directory>(
         response
             .headers_mut()
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
-        return Ok(response);
+        return response;
     }
     let content = files.open(client, request.uri().path()).await;
-    Ok(match content {
+    match content {
         Ok(bytes) => {
             let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
             file(
@@ -168,7 +211,7 @@ async fn answer<D: Directory>(
         Err(Refusal::NotCommitted) => plain(StatusCode::SERVICE_UNAVAILABLE),
         Err(Refusal::BadPath) => plain(StatusCode::BAD_REQUEST),
         Err(_) => plain(StatusCode::NOT_FOUND),
-    })
+    }
 }
 
 fn plain(status: StatusCode) -> Response<Full<Bytes>> {

@@ -1,5 +1,7 @@
 //! A head small enough for a test: one adopted machine at 127.0.0.1, one image on disk, everything else the real parts.
 
+#![allow(dead_code, reason = "each test binary uses a part of it")]
+
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
