@@ -104,7 +104,6 @@ pub async fn run(config: Config) -> Result<()> {
 
 async fn bind(config: &Config, interface: &Interface) -> Result<Bound> {
     let address = interface.subnet.address;
-    let api = api::listen(&config.socket).await?;
     let occupied = |what: &'static str, port: u16| {
         let remedy = format!(
             "as root or with CAP_NET_BIND_SERVICE and CAP_NET_RAW; `ss -lnp | grep ':{port} '` shows who has it"
@@ -137,7 +136,8 @@ async fn bind(config: &Config, interface: &Interface) -> Result<Bound> {
         http: tcp(http::PORT).await.with_context(occupied("HTTP", http::PORT))?,
         nodes: tcp(NODE_PORT).await.with_context(occupied("nodes", NODE_PORT))?,
         beacons: beacons::bind(interface).with_context(occupied("beacons", NODE_PORT))?,
-        api,
+        // Last: whoever finds the socket finds a head that has started.
+        api: api::listen(&config.socket).await?,
     })
 }
 
