@@ -32,6 +32,8 @@ use crate::{clock, frames, hardware, links};
 const QUEUE: usize = 128;
 /// A head that takes no bytes for this long has failed.
 const WRITE_BOUND: Duration = Duration::from_secs(2);
+/// How long the kernel may take to change an address; half of what PID 1 allows between heartbeats.
+const KERNEL_BOUND: Duration = Duration::from_secs(10);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
@@ -226,7 +228,7 @@ impl Shell {
         });
         for link in &found {
             if !self.wires.contains_key(&link.index)
-                && let Err(error) = self.open_wire(link).await
+                && let Err(error) = self.open_wire(link)
             {
                 log!("cid-agent: {}: {error:#}", link.name);
             }
@@ -240,9 +242,16 @@ impl Shell {
         self.node.handle_links(now, found);
     }
 
-    async fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
-        links::up(&self.handle, link.index).await?;
-        links::flush(&self.handle, link.index).await;
+    fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
+        // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
+        let (handle, up_index, name) = (self.handle.clone(), link.index, link.name.clone());
+        tokio::spawn(async move {
+            // First, so that it cannot take a new address away.
+            links::flush(&handle, up_index).await;
+            if let Err(error) = links::up(&handle, up_index).await {
+                log!("cid-agent: {name}: {error:#}");
+            }
+        });
         let socket = std::sync::Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
         let (index, sender, reading) = (link.index, self.sender.clone(), socket.clone());
         let reader = tokio::spawn(async move {
@@ -309,7 +318,7 @@ impl Shell {
                     log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
                 }
             }
-            dhcp::Output::Configure(lease) => match links::configure(&self.handle, index, &lease).await {
+            dhcp::Output::Configure(lease) => match self.configure(index, &lease).await {
                 Ok(()) => {
                     log!(
                         "cid-agent: {}: address {}/{} from {}",
@@ -320,13 +329,26 @@ impl Shell {
                     );
                     self.node.handle_address(now, index, Some(lease.address));
                 }
-                Err(error) => log!("cid-agent: {}: {error:#}", wire.name),
+                Err(error) => {
+                    log!("cid-agent: {}: {error:#}", wire.name);
+                    // The next look at the links asks for the address again.
+                    if let Some(wire) = self.wires.get_mut(&index) {
+                        wire.carrier = false;
+                    }
+                }
             },
             dhcp::Output::Deconfigure => {
-                links::flush(&self.handle, index).await;
+                let _ = timeout(KERNEL_BOUND, links::flush(&self.handle, index)).await;
                 self.node.handle_address(now, index, None);
             }
         }
+    }
+
+    /// Bounded: the kernel makes this wait while another card comes up, and PID 1 listens for the heartbeat.
+    async fn configure(&self, index: u32, lease: &dhcp::Lease) -> anyhow::Result<()> {
+        timeout(KERNEL_BOUND, links::configure(&self.handle, index, lease))
+            .await
+            .context("the kernel is busy")?
     }
 
     async fn obey_node(&mut self, output: Output) -> anyhow::Result<()> {
