@@ -78,6 +78,7 @@ fn zstd_encoder<W: Write>(output: W, level: i32, workers: u32) -> io::Result<zst
     encoder.multithread(workers)?;
     encoder.set_parameter(CParameter::JobSize(JOB_SIZE))?;
     encoder.set_parameter(CParameter::OverlapSizeLog(OVERLAP_LOG))?;
+    encoder.set_parameter(CParameter::WindowLog(ZSTD_WINDOW_LOG))?;
     encoder.include_checksum(true)?;
     encoder.include_contentsize(true)?;
     Ok(encoder)
@@ -111,7 +112,7 @@ pub fn decompressor<'a, R: BufRead + 'a>(mut input: R) -> io::Result<Box<dyn Rea
         [0x1f, 0x8b, ..] => Box::new(flate2::bufread::MultiGzDecoder::new(input)),
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {
             let mut decoder = zstd::Decoder::with_buffer(input)?;
-            decoder.window_log_max(ZSTD_WINDOW_LOG_MAX)?;
+            decoder.window_log_max(ZSTD_WINDOW_LOG)?;
             Box::new(decoder)
         }
         [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => {
@@ -122,8 +123,8 @@ pub fn decompressor<'a, R: BufRead + 'a>(mut input: R) -> io::Result<Box<dyn Rea
     })
 }
 
-/// 8 MiB, the most that level 19 uses.
-const ZSTD_WINDOW_LOG_MAX: u32 = 23;
+/// 8 MiB at every level: what level 19 uses, and what a node needs of memory to unpack it.
+const ZSTD_WINDOW_LOG: u32 = 23;
 const XZ_MEMORY_LIMIT: u64 = 128 << 20;
 
 #[cfg(test)]
