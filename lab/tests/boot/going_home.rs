@@ -4,6 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
+use cid_protocol::api::NodeState;
 use cidlab::image::{self, Fault};
 use cidlab::{Cable, HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT};
 
@@ -111,6 +112,22 @@ fn the_initrd_is_truncated() -> Result<()> {
     let mut pc = lab.power_on(Machine::bios())?;
     // Two boots fail; the third goes to the disk.
     pc.wait_windows(3 * UP_LIMIT)?;
+    drop(pc);
+    lab.succeeded();
+    Ok(())
+}
+
+/// GRUB has its script and cannot fetch the kernel: the script's failure branch resets, and nobody answers firmware.
+#[test]
+fn the_head_dies_while_the_loader_runs() -> Result<()> {
+    let mut lab = Lab::start("loader")?;
+    let mut pc = lab.power_on(Machine::uefi())?;
+    pc.wait_state(NodeState::Booting, UP_LIMIT)?;
+    lab.head.kill()?;
+    // About 35 s of GRUB's retries, then 60 s of firmware's.
+    pc.wait_windows(UP_LIMIT)?;
+    pc.power_off()?;
+    pc.assert_disk_untouched()?;
     drop(pc);
     lab.succeeded();
     Ok(())
