@@ -3,6 +3,7 @@
 use std::fs;
 
 use anyhow::{Context, Result};
+use cid_protocol::api::NodeState;
 use cidlab::lab::images_dir;
 use cidlab::{HeadOptions, Lab, Machine, Room, UP_LIMIT};
 
@@ -29,8 +30,7 @@ fn there_is_no_grub_configuration() -> Result<()> {
         "linux {{ a_name_that_is_not_there }}\n",
     )?;
     let mut pc = lab.power_on(Machine::uefi_secure_boot())?;
-    pc.wait_windows(UP_LIMIT)?;
-    let node = pc.node()?.context("the PC is not listed")?;
+    let node = pc.wait_state(NodeState::Home, UP_LIMIT)?;
     let decision = node.last_decision.context("nothing was decided")?;
     assert!(
         decision.contains("grub.cfg") && decision.contains("a_name_that_is_not_there"),
@@ -52,8 +52,7 @@ fn a_script_that_fails_reboots(name: &str, file: &str, template: &str, machine: 
         &template.replace("/vmlinuz", "/there-is-no-such-kernel"),
     )?;
     let mut pc = lab.power_on(machine)?;
-    pc.wait_windows(2 * UP_LIMIT)?;
-    let node = pc.node()?.context("the PC is not listed")?;
+    let node = pc.wait_state(NodeState::Home, 2 * UP_LIMIT)?;
     let decision = node.last_decision.context("nothing was decided")?;
     assert!(decision.contains("cidctl wake"), "{decision}");
     ends_in_windows(lab, pc)
