@@ -78,7 +78,10 @@ impl FromInit {
     pub fn parse(line: &str) -> Option<Self> {
         let rest = line.strip_prefix("drain ")?;
         let (secs, reason) = rest.split_once(' ').unwrap_or((rest, ""));
-        Some(Self::Drain { secs: secs.parse().ok()?, reason: reason.to_owned() })
+        Some(Self::Drain {
+            secs: secs.parse().ok()?,
+            reason: reason.to_owned(),
+        })
     }
 }
 
@@ -108,7 +111,10 @@ mod tests {
         ] {
             assert_eq!(FromAgent::parse(&message.to_line()), Some(message));
         }
-        let drain = FromInit::Drain { secs: 10, reason: "key pressed".into() };
+        let drain = FromInit::Drain {
+            secs: 10,
+            reason: "key pressed".into(),
+        };
         assert_eq!(FromInit::parse(&drain.to_line()), Some(drain));
     }
 
