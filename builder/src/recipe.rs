@@ -564,7 +564,7 @@ impl Context<'_> {
 const DEFAULT_SUITE: &str = "trixie";
 const DEFAULT_KERNEL: &str = "linux-image-amd64";
 const DEFAULT_BUSYBOX: &str = "busybox-static";
-const DEFAULT_ZSTD_LEVEL: i32 = 12;
+const DEFAULT_ZSTD_LEVEL: i32 = 9;
 /// Measured on 6.12 with every NIC driver: 131 files, 962 kB as shipped, 741 kB when compressed together.
 const DEFAULT_UNPACK_BELOW: usize = 16_000;
 

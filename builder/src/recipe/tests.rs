@@ -18,7 +18,7 @@ fn defaults() {
             line: 1
         })
     );
-    assert_eq!(recipe.compression, Compression::Zstd(12));
+    assert_eq!(recipe.compression, Compression::Zstd(9));
     assert_eq!(
         recipe.nic,
         [Located {
