@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use cid_initramfs::digest::sha256_hex;
 use cid_initramfs::{ModuleIndex, Node, Plan, compress, index_files, module, write_archive};
 use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest};
@@ -71,7 +71,13 @@ pub fn build(
     let selection = modules::select(recipe, &index)?;
     let output = Output::start(&options.out, &recipe.name)?;
     let (plan, firmware) = lay_out(recipe, options, &inputs, &index, &selection)?;
-    let initrd = pack(&plan, recipe, progress)?;
+    // The files that are only copied are copied while the archive is compressed.
+    let (initrd, copied) = std::thread::scope(|scope| {
+        let copying = scope.spawn(|| copy_through(&inputs, &output));
+        (pack(&plan, recipe, progress), copying.join())
+    });
+    let initrd = initrd?;
+    let mut artifacts = copied.map_err(|_| anyhow!("the thread that copies kernel and loaders failed"))??;
     if let Some(limit) = &recipe.max_initrd_bytes
         && initrd.len() as u64 > limit.value
     {
@@ -83,23 +89,8 @@ pub fn build(
         return Err(recipe.error(limit.line, problem).into());
     }
 
-    let mut artifacts = BTreeMap::new();
-    let mut publish = |name: String, bytes: &[u8]| -> anyhow::Result<()> {
-        output.write(&name, bytes)?;
-        artifacts.insert(
-            name,
-            Artifact {
-                sha256: sha256_hex(bytes),
-                size: bytes.len() as u64,
-            },
-        );
-        Ok(())
-    };
-    publish("vmlinuz".into(), &read(&inputs.kernel.vmlinuz)?)?;
-    publish("initrd.img".into(), &initrd)?;
-    for (name, file) in &inputs.loaders {
-        publish(format!("efi/{name}"), &read(file)?)?;
-    }
+    output.write("initrd.img", &initrd)?;
+    artifacts.insert("initrd.img".to_owned(), artifact(&initrd));
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         name: recipe.name.clone(),
@@ -123,6 +114,29 @@ pub fn build(
         manifest,
         unpacked_size: plan.content_size(),
     })
+}
+
+/// Kernel and boot loaders, as they came.
+fn copy_through(inputs: &Inputs, output: &Output) -> anyhow::Result<BTreeMap<String, Artifact>> {
+    let mut artifacts = BTreeMap::new();
+    let kernel = ("vmlinuz".to_owned(), &inputs.kernel.vmlinuz);
+    let loaders = inputs
+        .loaders
+        .iter()
+        .map(|(name, file)| (format!("efi/{name}"), file));
+    for (name, file) in std::iter::once(kernel).chain(loaders) {
+        let bytes = read(file)?;
+        output.write(&name, &bytes)?;
+        artifacts.insert(name, artifact(&bytes));
+    }
+    Ok(artifacts)
+}
+
+fn artifact(bytes: &[u8]) -> Artifact {
+    Artifact {
+        sha256: sha256_hex(bytes),
+        size: bytes.len() as u64,
+    }
 }
 
 /// The file plan, and the names of firmware with whether it is inside.
