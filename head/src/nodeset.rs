@@ -11,9 +11,8 @@
 //! | `@group`, `@*` | the members of a group; everybody |
 //! | `lab-*`, `lab-?1` | known names that match |
 //!
-//! Operators have equal rank and are applied from left to right, as in ClusterShell. (The crate `nodeset` 0.6 was
-//! evaluated: it keeps every index of a range in memory, so `n[0-4000000000]` costs gigabytes, and it brings a
-//! YAML and an INI parser into the daemon.)
+//! Operators have equal rank and are applied from left to right, as in ClusterShell. The crate `nodeset` 0.6 was
+//! evaluated and left: docs/decisions/0003-node-sets.md.
 
 use std::collections::BTreeSet;
 
