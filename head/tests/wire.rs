@@ -301,3 +301,94 @@ fn no_acknowledgement_precedes_its_commit() {
     let text = std::fs::read_to_string(file).expect("a trace");
     assert_eq!(trace::check(&text), Ok(6));
 }
+
+/// System calls that a DHCP exchange passes through, and which of their occurrences the head is killed at: as it
+/// receives, as it writes, as it synchronises (before and between), as it replies (offer and acknowledgement).
+const MOMENTS: [(&str, u32); 9] = [
+    ("recvfrom", 1),
+    ("recvfrom", 2),
+    ("pwrite64", 1),
+    ("pwrite64", 3),
+    ("fsync,fdatasync", 1),
+    ("fsync,fdatasync", 2),
+    ("fsync,fdatasync", 3),
+    ("sendto", 1),
+    ("sendto", 2),
+];
+
+/// Kills the head when one of its threads enters `call` for the `number`th time from now.
+fn kill_at(room: &Room, head: &Process, call: &str, number: u32) -> Process {
+    let pid = head.0.id();
+    let inject = format!("inject={call}:signal=SIGKILL:when={number}");
+    let mut strace = std::process::Command::new("strace");
+    strace
+        .args([
+            "-f",
+            "-q",
+            "-p",
+            &pid.to_string(),
+            "-e",
+            &format!("trace={call}"),
+            "-e",
+            &inject,
+            "-o",
+        ])
+        .arg(room.path("killer"))
+        .stdin(Stdio::null());
+    let killer = Process(strace.spawn().expect("strace is installed"));
+    wait_for("every thread is traced", LIMIT, || {
+        let threads = std::fs::read_dir(format!("/proc/{pid}/task")).ok()?;
+        let traced = |folder: std::path::PathBuf| {
+            std::fs::read_to_string(folder.join("status")).is_ok_and(|text| !text.contains("TracerPid:\t0\n"))
+        };
+        threads
+            .flatten()
+            .all(|thread| traced(thread.path()))
+            .then_some(())
+    });
+    killer
+}
+
+#[test]
+fn killed_at_the_very_call_it_forgets_nothing_and_gives_no_address_twice() {
+    let room = Room::new("");
+    let mut promised = std::collections::BTreeMap::new();
+    for (index, (call, number)) in MOMENTS.into_iter().enumerate() {
+        let mut head = room.start_head(&[]);
+        let listed = room.nodes();
+        for (mac, address) in &promised {
+            let row = listed
+                .iter()
+                .find(|row| row.mac == *mac)
+                .expect("nobody is forgotten");
+            assert_eq!(
+                row.address.as_ref(),
+                Some(address),
+                "{mac} before {call} {number}"
+            );
+        }
+        let mac = format!("52:54:00:00:01:{index:02x}");
+        run(room.at_pc("ip").args(["link", "set", "pc0", "address", &mac]));
+        let killer = kill_at(&room, &head, call, number);
+        let before = room.dhclient("timeout 5;\n");
+        wait_for(&format!("death at {call} {number}"), LIMIT, || {
+            head.0.try_wait().expect("our child")
+        });
+        drop(killer);
+        let _head = room.start_head(&[]);
+        let after = room
+            .dhclient(IPXE)
+            .expect("an address from the head that came back");
+        if let Some(before) = before {
+            assert_eq!(
+                before, after,
+                "{call} {number}: an acknowledged address was forgotten"
+            );
+        }
+        assert!(
+            !promised.values().any(|other| *other == after),
+            "{after} was given twice"
+        );
+        promised.insert(mac, after);
+    }
+}
