@@ -19,6 +19,7 @@ use cid_bootserver::files::Files;
 use cid_bootserver::site::{GroupSettings, Offers};
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
+use cid_protocol::api::Event;
 use sd_notify::NotifyState;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -35,6 +36,11 @@ use crate::{beacons, nodes};
 
 /// How often the image folder is looked at.
 const IMAGES_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Event of a clean stop.
+const STOPS: &str = "cidhead stops";
+/// A head that is back within this time of its last event was restarted, not switched on.
+const RESTART_TIME: Duration = Duration::from_secs(60);
 
 /// Everything bound, nothing answered yet.
 struct Bound {
@@ -59,7 +65,7 @@ pub async fn run(config: Config) -> Result<()> {
     let config = config.resolve(&interface.subnet)?;
     let (store, contents) = Store::open(&config.state_dir)?;
     let bound = tokio::select! {
-        bound = bind(&config, &interface) => bound?,
+        bound = bind(&config, &interface, was_cut_short(&store)?) => bound?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -93,7 +99,7 @@ pub async fn run(config: Config) -> Result<()> {
     tasks.shutdown().await;
     let input = |registry: &mut Registry, _| {
         registry.flush_lazily();
-        registry.note("head", "cidhead stops".to_owned());
+        registry.note("head", STOPS.to_owned());
     };
     core.act(input).1.unacknowledged();
     // An empty write waited for stands behind everything queued before it.
@@ -102,7 +108,28 @@ pub async fn run(config: Config) -> Result<()> {
     ended
 }
 
-async fn bind(config: &Config, interface: &Interface) -> Result<Bound> {
+/// Whether this head was serving a moment ago and was killed. Then nobody has had the time to put another DHCP server on
+/// the wire, and PCs in the middle of their boot are waiting: the first look for a rival is made while serving.
+fn was_cut_short(store: &Store) -> Result<bool> {
+    let events = store.events(None, 64)?;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Ok(cut_short(&events, now))
+}
+
+/// The newest event is recent, and it is neither a clean stop nor about a rival.
+fn cut_short(events: &[Event], now: Duration) -> bool {
+    let quiet = events
+        .iter()
+        .rev()
+        .take_while(|event| event.kind != "head")
+        .all(|event| event.kind != "rival-dhcp");
+    events.last().is_some_and(|last| {
+        let age = now.checked_sub(Duration::from_millis(last.time_unix_ms));
+        quiet && last.text != STOPS && last.kind != "rival-dhcp" && age.is_some_and(|age| age < RESTART_TIME)
+    })
+}
+
+async fn bind(config: &Config, interface: &Interface, cut_short: bool) -> Result<Bound> {
     let address = interface.subnet.address;
     let occupied = |what: &'static str, port: u16| {
         let remedy = format!(
@@ -112,12 +139,13 @@ async fn bind(config: &Config, interface: &Interface) -> Result<Bound> {
     };
     let dhcp = Sockets::bind(&config.interface).with_context(occupied("DHCP", 67))?;
     let mut watch = Watch::new(address, seed(), Duration::ZERO);
-    tracing::info!(interface = %config.interface, %address, "looking for another DHCP server");
-    if let Some(rival) = dhcp
-        .find_rival(&mut watch)
-        .await
-        .context("cannot look for another DHCP server")?
-    {
+    if cut_short {
+        tracing::warn!(interface = %config.interface, "killed a moment ago: serving again at once");
+    } else if let Some(rival) = {
+        tracing::info!(interface = %config.interface, %address, "looking for another DHCP server");
+        let found = dhcp.find_rival(&mut watch).await;
+        found.context("cannot look for another DHCP server")?
+    } {
         let offered = rival
             .offered
             .map(|offered| format!(" and offered {offered}"))
@@ -319,4 +347,47 @@ fn seed() -> u64 {
         .unwrap_or_default()
         .as_nanos();
     (clock as u64) ^ (u64::from(std::process::id()) << 32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_head_that_was_killed_while_serving_skips_the_wait_for_a_rival() {
+        let event = |secs: u64, kind: &str, text: &str| Event {
+            seq: 1,
+            time_unix_ms: secs * 1000,
+            mac: String::new(),
+            name: String::new(),
+            kind: kind.to_owned(),
+            text: text.to_owned(),
+        };
+        let serves = || event(900, "head", "cidhead serves");
+        let now = Duration::from_secs(1000);
+        for (events, expected) in [
+            (vec![], false),
+            (vec![serves()], false),
+            (vec![serves(), event(990, "lease", "x")], true),
+            (vec![event(980, "head", "cidhead serves")], true),
+            (
+                vec![serves(), event(990, "lease", "x"), event(991, "head", STOPS)],
+                false,
+            ),
+            (
+                vec![
+                    serves(),
+                    event(990, "rival-dhcp", "there"),
+                    event(995, "lease", "x"),
+                ],
+                false,
+            ),
+            (
+                vec![serves(), event(1990, "lease", "a clock that was set back")],
+                false,
+            ),
+        ] {
+            assert_eq!(cut_short(&events, now), expected, "{events:?}");
+        }
+    }
 }
