@@ -12,6 +12,7 @@ pub mod directory;
 pub mod files;
 pub mod http;
 pub mod images;
+pub mod keep;
 pub mod machine;
 pub mod policy;
 pub mod site;

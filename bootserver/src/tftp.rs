@@ -11,10 +11,12 @@ use async_tftp::packet;
 use async_tftp::server::{Handler, TftpServerBuilder};
 use bytes::Bytes;
 use futures_lite::io::{AsyncRead, Cursor, Sink};
+use socket2::Socket;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::directory::Directory;
 use crate::files::{Files, Refusal};
+use crate::keep::SocketKeeper;
 
 /// Well-known port.
 pub const PORT: u16 = 69;
@@ -95,8 +97,11 @@ pub struct Server(UdpSocket);
 
 impl Server {
     /// Binds the well-known port of one address: a transfer must be answered from the address it was asked at.
-    pub fn bind(address: Ipv4Addr) -> std::io::Result<Self> {
-        UdpSocket::bind((address, PORT)).map(Self)
+    pub fn bind(address: Ipv4Addr, keeper: &dyn SocketKeeper) -> std::io::Result<Self> {
+        let bind = || UdpSocket::bind((address, PORT)).map(Socket::from);
+        keeper
+            .socket(&format!("tftp.{address}"), &bind)
+            .map(|socket| Self(socket.into()))
     }
 
     /// Serves on a socket that somebody else bound; it must be bound to one address (see [`Server::bind`]).

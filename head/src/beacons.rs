@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4};
 use std::sync::Arc;
 
+use cid_bootserver::keep::SocketKeeper;
 use cid_discovery::{Listener, MAX_BEACON, NodeState};
 use cid_protocol::{BEACON_GROUP, NODE_PORT};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
@@ -18,14 +19,19 @@ const CAPACITY: usize = 8_192;
 ///
 /// # Errors
 /// The port is taken, or the interface cannot do multicast.
-pub fn bind(interface: &Interface) -> std::io::Result<UdpSocket> {
+pub fn bind(interface: &Interface, keeper: &dyn SocketKeeper) -> std::io::Result<UdpSocket> {
+    let socket = keeper.socket(&format!("beacons.{}", interface.name), &|| join(interface))?;
+    UdpSocket::from_std(socket.into())
+}
+
+fn join(interface: &Interface) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
     // Only what comes from the lab: the same group may live on other interfaces.
     socket.bind_device(Some(interface.name.as_bytes()))?;
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, NODE_PORT).into())?;
     socket.join_multicast_v4_n(&BEACON_GROUP, &InterfaceIndexOrAddress::Index(interface.index))?;
-    UdpSocket::from_std(socket.into())
+    Ok(socket)
 }
 
 /// Listens for ever.

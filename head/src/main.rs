@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use cidhead::config::{Config, DEFAULT_PATH, STARTER, render};
+use cidhead::kept::Kept;
 use cidhead::{interface, service};
 use clap::{Parser, Subcommand};
 
@@ -151,6 +152,8 @@ fn check(file: &Path) -> Result<()> {
 }
 
 fn run(file: &Path) -> Result<()> {
+    // Before anything opens a file.
+    let kept = Kept::inherit().context("the service manager's sockets cannot be taken")?;
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "info".into());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -159,7 +162,7 @@ fn run(file: &Path) -> Result<()> {
         .init();
     let config = Config::read(file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(service::run(config))
+    runtime.block_on(service::run(config, kept))
 }
 
 #[cfg(test)]

@@ -16,11 +16,13 @@ use cid_bootserver::dhcp::rival::Watch;
 use cid_bootserver::dhcp::server::{Server, Settings};
 use cid_bootserver::dhcp::socket::{Shell, Sockets};
 use cid_bootserver::files::Files;
+use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::site::{GroupSettings, Offers};
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
 use cid_protocol::api::Event;
 use sd_notify::NotifyState;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
@@ -30,6 +32,7 @@ use crate::config::Config;
 use crate::core::Core;
 use crate::desk::Desk;
 use crate::interface::{self, Interface};
+use crate::kept::Kept;
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::{beacons, nodes};
@@ -37,6 +40,8 @@ use crate::{beacons, nodes};
 /// How often the image folder is looked at.
 const IMAGES_INTERVAL: Duration = Duration::from_secs(5);
 
+/// Callers that may wait to be accepted: a room of PCs.
+const BACKLOG: i32 = 1024;
 /// Event of a clean stop.
 const STOPS: &str = "cidhead stops";
 /// A head that is back within this time of its last event was restarted, not switched on.
@@ -53,19 +58,23 @@ struct Bound {
     api: tokio::net::UnixListener,
 }
 
-/// Runs until it is told to stop.
+/// Runs until it is told to stop. `kept`: sockets from before a restart.
 ///
 /// # Errors
 /// It cannot start, or a part failed; one chain with the remedy.
-pub async fn run(config: Config) -> Result<()> {
+pub async fn run(config: Config, kept: Kept) -> Result<()> {
     // First of all: a signal during the start must stop us cleanly too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let interface = interface::read(&config.interface)?;
     let config = config.resolve(&interface.subnet)?;
     let (store, contents) = Store::open(&config.state_dir)?;
+    let cut_short = was_cut_short(&store)?;
+    if !cut_short {
+        kept.discard();
+    }
     let bound = tokio::select! {
-        bound = bind(&config, &interface, was_cut_short(&store)?) => bound?,
+        bound = bind(&config, &interface, cut_short, &kept) => bound?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -129,7 +138,7 @@ fn cut_short(events: &[Event], now: Duration) -> bool {
     })
 }
 
-async fn bind(config: &Config, interface: &Interface, cut_short: bool) -> Result<Bound> {
+async fn bind(config: &Config, interface: &Interface, cut_short: bool, keeper: &Kept) -> Result<Bound> {
     let address = interface.subnet.address;
     let occupied = |what: &'static str, port: u16| {
         let remedy = format!(
@@ -137,7 +146,7 @@ async fn bind(config: &Config, interface: &Interface, cut_short: bool) -> Result
         );
         move || format!("cannot listen for {what} on {address} port {port} ({remedy})")
     };
-    let dhcp = Sockets::bind(&config.interface).with_context(occupied("DHCP", 67))?;
+    let dhcp = Sockets::bind(&config.interface, keeper).with_context(occupied("DHCP", 67))?;
     let mut watch = Watch::new(address, seed(), Duration::ZERO);
     if cut_short {
         tracing::warn!(interface = %config.interface, "killed a moment ago: serving again at once");
@@ -156,17 +165,29 @@ async fn bind(config: &Config, interface: &Interface, cut_short: bool) -> Result
             rival.server
         );
     }
-    let tcp = |port| TcpListener::bind(SocketAddrV4::new(address, port));
+    let tcp = |port| listen(SocketAddrV4::new(address, port), keeper);
     Ok(Bound {
         dhcp,
         watch,
-        tftp: tftp::Server::bind(address).with_context(occupied("TFTP", tftp::PORT))?,
-        http: tcp(http::PORT).await.with_context(occupied("HTTP", http::PORT))?,
-        nodes: tcp(NODE_PORT).await.with_context(occupied("nodes", NODE_PORT))?,
-        beacons: beacons::bind(interface).with_context(occupied("beacons", NODE_PORT))?,
+        tftp: tftp::Server::bind(address, keeper).with_context(occupied("TFTP", tftp::PORT))?,
+        http: tcp(http::PORT).with_context(occupied("HTTP", http::PORT))?,
+        nodes: tcp(NODE_PORT).with_context(occupied("nodes", NODE_PORT))?,
+        beacons: beacons::bind(interface, keeper).with_context(occupied("beacons", NODE_PORT))?,
         // Last: whoever finds the socket finds a head that has started.
         api: api::listen(&config.socket).await?,
     })
+}
+
+/// Callers wait in the queue of a kept socket until somebody accepts them.
+fn listen(address: SocketAddrV4, keeper: &dyn SocketKeeper) -> std::io::Result<TcpListener> {
+    let socket = keeper.socket(&format!("tcp.{}.{}", address.port(), address.ip()), &|| {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        Ok(socket)
+    })?;
+    TcpListener::from_std(socket.into())
 }
 
 fn start(

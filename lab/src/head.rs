@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail, ensure};
 use cid_protocol::api::{Event, NodeList, NodeRow};
 use rustix::process::Signal;
 
+use crate::manager::Manager;
 use crate::room::{Room, signal};
 use crate::run::run;
 
@@ -85,6 +86,7 @@ pub struct Head {
     room: Arc<Room>,
     process: Option<Child>,
     control: Control,
+    manager: Manager,
 }
 
 /// How to ask the head: the real `cidctl` with the head's socket.
@@ -108,6 +110,7 @@ impl Head {
             room: Arc::clone(room),
             process: None,
             control,
+            manager: Manager::start(room.dir())?,
         };
         this.configure(options)?;
         this.up()?;
@@ -154,7 +157,12 @@ impl Head {
             return Ok(());
         }
         let log = fs::File::options().create(true).append(true).open(self.log())?;
-        let mut command = self.room.command(program("cidhead")?);
+        // As systemd starts it, with the sockets of the one before; LISTEN_PID is its number in the room.
+        let mut command = self.room.command("sh");
+        command
+            .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""])
+            .arg(program("cidhead")?);
+        self.manager.introduce(&mut command)?;
         command.arg("--config").arg(self.room.dir().join("head.toml"));
         let process = command
             .stdin(Stdio::null())
@@ -165,7 +173,7 @@ impl Head {
         Ok(())
     }
 
-    /// Kills the head (`kill -9`).
+    /// Kills the head (`kill -9`); its sockets stay open for the next one, as under systemd.
     ///
     /// # Errors
     /// When it is down.
@@ -176,12 +184,22 @@ impl Head {
         Ok(())
     }
 
+    /// Kills the head for good: its sockets go with it, as when its machine is switched off or nobody starts it again.
+    ///
+    /// # Errors
+    /// When it is down.
+    pub fn lose(&mut self) -> Result<()> {
+        self.manager.release();
+        self.kill()
+    }
+
     /// Asks the head to stop (SIGTERM) and waits for it.
     ///
     /// # Errors
     /// When it is down, does not stop within 15 s, or says that it failed.
     pub fn stop(&mut self) -> Result<()> {
         let mut process = self.process.take().context("the head is down")?;
+        self.manager.release();
         signal(&process, Signal::TERM)?;
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {

@@ -8,6 +8,7 @@ pub mod head;
 pub mod image;
 pub mod lab;
 pub mod machine;
+mod manager;
 pub mod pc;
 pub mod qmp;
 pub mod room;

@@ -15,11 +15,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cid-discovery", &[]),
     ("cid-bootserver", &["cid-protocol"]),
     ("cidbuild", &["cid-protocol", "cid-initramfs"]),
-    ("cidhead", &["cid-protocol", "cid-bootserver", "cid-discovery"]),
+    (
+        "cidhead",
+        &["cid-protocol", "cid-sys", "cid-bootserver", "cid-discovery"],
+    ),
     ("cid-init", &["cid-protocol", "cid-sys"]),
     ("cid-agent", &["cid-protocol", "cid-sys", "cid-discovery"]),
     ("cidctl", &["cid-protocol"]),
-    ("cidlab", &["cid-protocol"]),
+    ("cidlab", &["cid-protocol", "cid-sys"]),
 ];
 
 /// Everything PID 1 may be linked from: std, system calls, and what those two libraries bring.

@@ -1,11 +1,12 @@
 //! The room without PCs: computers in it reach each other, and nothing outlives it.
 
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use cidlab::Room;
 use cidlab::run::run;
+use cidlab::{Head, HeadOptions, Room};
 
 #[test]
 fn computers_in_the_room_reach_the_head_and_each_other() -> Result<()> {
@@ -79,5 +80,37 @@ fn a_room_that_did_not_succeed_keeps_its_folder() -> Result<()> {
     drop(room);
     assert!(dir.exists());
     std::fs::remove_dir_all(dir)?;
+    Ok(())
+}
+
+#[test]
+fn who_calls_a_head_that_is_being_restarted_waits_and_is_answered() -> Result<()> {
+    let room = Arc::new(Room::start("restart")?);
+    let options = HeadOptions::new(room.dir().join("images"), "none");
+    let mut head = Head::start(&room, &options)?;
+    head.kill()?;
+    let mut caller = room.command("curl");
+    caller.args([
+        "-sS",
+        "--max-time",
+        "30",
+        "http://10.77.0.1/nothing",
+        "-o",
+        "/dev/null",
+        "-w",
+        "%{http_code}",
+    ]);
+    let waiting = caller.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    std::thread::sleep(Duration::from_millis(500));
+    head.up()?;
+    let answer = waiting.wait_with_output()?;
+    assert_eq!(String::from_utf8(answer.stdout)?, "404");
+    // Control: without a service manager that keeps the sockets the same caller is refused.
+    head.lose()?;
+    let refused = run(&mut caller).expect_err("nobody listens");
+    assert!(format!("{refused:#}").contains("onnect"), "{refused:#}");
+    head.up()?;
+    drop(head);
+    room.succeeded();
     Ok(())
 }

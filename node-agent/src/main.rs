@@ -41,7 +41,9 @@ fn main() -> ExitCode {
 }
 
 fn run() -> anyhow::Result<std::convert::Infallible> {
-    let supervision = cid_sys::descriptors::take_inherited(cid_protocol::supervision::AGENT_FD)
+    let supervision = cid_sys::descriptors::take_inherited(cid_protocol::supervision::AGENT_FD, 1)
+        .ok()
+        .and_then(|mut taken| taken.pop())
         .context("no supervision socket: cid-init starts this program, people do not")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

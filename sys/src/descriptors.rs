@@ -1,4 +1,4 @@
-//! A file descriptor inherited by number, and handed on by number.
+//! File descriptors inherited by number, and handed on by number.
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
@@ -8,24 +8,29 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 static TAKEN: AtomicBool = AtomicBool::new(false);
 
-/// Takes ownership of the one descriptor this process inherited beside stdio. Call it first in `main`, before
-/// anything else opens files. The descriptor is not passed on to children.
+/// Takes ownership of the `count` descriptors from `first` on, which this process inherited beside stdio. Call it once, first
+/// in `main`, before anything else opens files. They are not passed on to children.
 ///
 /// # Errors
-/// `EBADF` when nothing is open under that number; `AlreadyExists` on a second call; `InvalidInput` for stdio.
-pub fn take_inherited(number: RawFd) -> io::Result<OwnedFd> {
-    if number <= 2 {
+/// `EBADF` when one of them is not open; `AlreadyExists` on a second call; `InvalidInput` for stdio.
+pub fn take_inherited(first: RawFd, count: u16) -> io::Result<Vec<OwnedFd>> {
+    if first <= 2 {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     if TAKEN.swap(true, Ordering::SeqCst) {
         return Err(io::ErrorKind::AlreadyExists.into());
     }
+    let numbers = (0..RawFd::from(count)).map(|offset| first.saturating_add(offset));
+    numbers.map(take).collect()
+}
+
+fn take(number: RawFd) -> io::Result<OwnedFd> {
     // SAFETY: fcntl with these commands touches no memory; a number that is not open gives EBADF.
     // rustix and nix need an owned or borrowed descriptor, which is what this function makes.
     let result = unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
     crate::check(result.into())?;
     // SAFETY: the number is open (just checked), is not stdio, and no other owner exists in this process: it was
-    // inherited, and this function hands it out once. Safe code cannot turn a number into an owner.
+    // inherited, and `take_inherited` hands it out once. Safe code cannot turn a number into an owner.
     Ok(unsafe { OwnedFd::from_raw_fd(number) })
 }
 
@@ -71,7 +76,7 @@ mod tests {
 
     #[test]
     fn stdio_and_closed_numbers_are_refused() {
-        assert!(take_inherited(1).is_err());
-        assert!(take_inherited(900).is_err());
+        assert!(take_inherited(1, 1).is_err());
+        assert!(take_inherited(900, 1).is_err());
     }
 }

@@ -6,7 +6,7 @@
 //! | [`modules`] | `finit_module(2)`, with the flag for compressed files |
 //! | [`evdev`] | which keys an input device has |
 //! | [`watchdog`] | time-out of a hardware watchdog |
-//! | [`descriptors`] | a file descriptor inherited by number, and handed on by number |
+//! | [`descriptors`] | file descriptors inherited by number, and handed on by number |
 //! | [`signals`] | the signal mask of a child |
 //! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
 

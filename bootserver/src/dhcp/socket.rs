@@ -13,6 +13,7 @@ use crate::dhcp::leases::LeaseRecord;
 use crate::dhcp::rival::{self, Rival, Watch};
 use crate::dhcp::server::{CLIENT_PORT, Output, SERVER_PORT, Server};
 use crate::directory::Directory;
+use crate::keep::SocketKeeper;
 
 /// Packets taken in before one commit. With 300-byte packets a burst of a whole room fits.
 const BATCH: usize = 64;
@@ -25,10 +26,14 @@ pub struct Sockets {
 
 impl Sockets {
     /// Binds ports 67 and 68 on `interface` alone. Needs CAP_NET_BIND_SERVICE and CAP_NET_RAW.
-    pub fn bind(interface: &str) -> std::io::Result<Self> {
+    pub fn bind(interface: &str, keeper: &dyn SocketKeeper) -> std::io::Result<Self> {
+        let kept = |port| {
+            let socket = keeper.socket(&format!("dhcp.{port}.{interface}"), &|| bind(interface, port))?;
+            UdpSocket::from_std(socket.into())
+        };
         Ok(Self {
-            server: bind(interface, SERVER_PORT)?,
-            client: bind(interface, CLIENT_PORT)?,
+            server: kept(SERVER_PORT)?,
+            client: kept(CLIENT_PORT)?,
         })
     }
 
@@ -61,7 +66,7 @@ impl Sockets {
     }
 }
 
-fn bind(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
+fn bind(interface: &str, port: u16) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
     socket.set_broadcast(true)?;
@@ -69,7 +74,7 @@ fn bind(interface: &str, port: u16) -> std::io::Result<UdpSocket> {
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
     // A whole room that powers on at once must fit while we commit.
     let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
-    UdpSocket::from_std(socket.into())
+    Ok(socket)
 }
 
 /// Everything one running server needs.

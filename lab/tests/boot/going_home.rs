@@ -65,7 +65,7 @@ fn the_power_button_was_pressed() -> Result<()> {
 fn the_head_never_comes_back() -> Result<()> {
     let (mut lab, mut pc) = lab_with_a_node("head-gone", Machine::bios())?;
     let now = SystemTime::now();
-    lab.head.kill()?;
+    lab.head.lose()?;
     pc.wait_reset(now, (30 + 60) * SECOND)?;
     ends_in_windows(lab, pc)
 }
@@ -123,7 +123,7 @@ fn the_head_dies_while_the_loader_runs() -> Result<()> {
     let mut lab = Lab::start("loader")?;
     let mut pc = lab.power_on(Machine::uefi())?;
     pc.wait_state(NodeState::Booting, UP_LIMIT)?;
-    lab.head.kill()?;
+    lab.head.lose()?;
     // About 35 s of GRUB's retries, then 60 s of firmware's.
     pc.wait_windows(UP_LIMIT)?;
     pc.power_off()?;
