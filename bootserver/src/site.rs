@@ -200,6 +200,11 @@ impl Offers {
 }
 
 impl Current {
+    /// What a loaded image holds.
+    pub fn manifest(&self, image: &str) -> Option<&cid_protocol::manifest::Manifest> {
+        self.images.get(image).map(|image| &image.manifest)
+    }
+
     /// A file of an image by the last component of its path.
     pub fn file(&self, image: &str, name: &str) -> Option<Bytes> {
         self.images.get(image)?.file_named(name)

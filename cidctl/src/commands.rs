@@ -7,10 +7,11 @@ use anyhow::Result;
 use cid_protocol::api::{
     AdoptRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status, WakeRequest,
 };
+use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, print};
+use crate::{Command, print, tell};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -46,6 +47,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
                 write(&print::explanation(&explanation))
             }
         }
+        Command::Trace { machine, all, json } => trace(client, &machine, all, json.json).await,
         Command::Release { nodeset, json } => show_changed(
             &client.post("/v1/release", &ReleaseRequest { nodeset }).await?,
             json.json,
@@ -69,6 +71,19 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             }
         }
     }
+}
+
+async fn trace(client: &Client, machine: &str, all: bool, json: bool) -> Result<()> {
+    let trace: Trace = client.get(&format!("/v1/trace/{}", encode(machine)), &[]).await?;
+    if json {
+        document(&trace)?;
+    } else {
+        write(&tell::trace(&trace, all))?;
+    }
+    if trace.diagnosis.fault {
+        anyhow::bail!("{}: {}", trace.name, trace.diagnosis.verdict);
+    }
+    Ok(())
 }
 
 async fn nodes(client: &Client, nodeset: Option<String>, json: bool, watch: bool) -> Result<()> {

@@ -6,6 +6,7 @@
 mod client;
 mod commands;
 mod print;
+mod tell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -67,6 +68,19 @@ enum Command {
     Explain {
         /// Its MAC, or its name.
         machine: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Tell what happened to a machine at its last boot, step by step, and what is wrong.
+    #[command(after_help = "Example: cidctl trace lab-a07\n\
+                      Times count from the boot's first question to the head. docs/trace.md explains every diagnosis.\n\
+                      Exit code 1 when the diagnosis is a fault.")]
+    Trace {
+        /// Its MAC, or its name.
+        machine: String,
+        /// Every boot that is remembered, not the last one only.
+        #[arg(long)]
+        all: bool,
         #[command(flatten)]
         json: Json,
     },

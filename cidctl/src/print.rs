@@ -60,7 +60,7 @@ fn row(node: &NodeRow, now: u64) -> [String; 9] {
     ]
 }
 
-fn state(state: NodeState) -> &'static str {
+pub(crate) fn state(state: NodeState) -> &'static str {
     match state {
         NodeState::Seen => "seen",
         NodeState::Known => "known",
@@ -102,7 +102,7 @@ pub(crate) fn event(event: &Event) -> String {
 }
 
 /// `2026-11-21 02:20:02Z`, by the days-from-civil method of the proleptic Gregorian calendar.
-fn utc(unix: u64) -> String {
+pub(crate) fn utc(unix: u64) -> String {
     let (days, second) = (unix / 86_400, unix % 86_400);
     // Years start in March here, so that the leap day is a year's last.
     let shifted = days + 719_468;
@@ -167,7 +167,7 @@ pub(crate) fn status(status: &Status) -> String {
 }
 
 /// A text that came over the network, without what would steer a terminal.
-fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     text.chars()
         .map(|c| if c.is_control() { '?' } else { c })
         .collect()

@@ -2,6 +2,7 @@
 //! `Problem`. Must not change anything but through the registry.
 
 mod metrics;
+mod trace;
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
@@ -17,6 +18,7 @@ use axum::{Json, Router};
 use cid_protocol::api::{
     AdoptRequest, DhcpStatus, EventList, Explanation, NodeList, Problem, ReleaseRequest, Status, WakeRequest,
 };
+use cid_protocol::trace::Trace;
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
@@ -41,6 +43,17 @@ pub trait BootView: Send + Sync + 'static {
     fn decisions(&self) -> BTreeMap<String, u64>;
     /// Leases that have not expired.
     fn leases(&self) -> usize;
+    /// What an image can drive; `None` when it is not loaded.
+    fn drivers(&self, image: &str) -> Option<Drivers>;
+}
+
+/// Network cards that an image can drive.
+#[derive(Debug, Clone, Default)]
+pub struct Drivers {
+    /// Names of drivers.
+    pub names: Vec<String>,
+    /// PCI vendors and devices, as `8086:15f3`; empty when the image does not say.
+    pub ids: Vec<String>,
 }
 
 /// What every handler can reach.
@@ -119,6 +132,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/adopt", post(adopt))
         .route("/v1/explain/{mac}", get(explain))
+        .route("/v1/trace/{machine}", get(trace))
         .route("/v1/release", post(release))
         .route("/v1/wake", post(wake))
         .route("/v1/events", get(events))
@@ -214,21 +228,39 @@ async fn explain(
     word: Result<UrlPath<String>, PathRejection>,
 ) -> Result<Json<Explanation>, Failure> {
     let UrlPath(word) = word?;
+    Ok(Json(api.boot.explain(machine(&api, &word)?)))
+}
+
+async fn trace(
+    State(api): Shared,
+    word: Result<UrlPath<String>, PathRejection>,
+) -> Result<Json<Trace>, Failure> {
+    let UrlPath(word) = word?;
+    let mac = machine(&api, &word)?;
+    trace::trace(&api, mac).map(Json).ok_or_else(|| {
+        let remedy = "switch it on and look at `cidctl nodes`";
+        Failure::new(
+            StatusCode::NOT_FOUND,
+            format!("no machine with MAC {mac} was ever seen"),
+            remedy,
+        )
+    })
+}
+
+/// A MAC, or a name.
+fn machine(api: &Api, word: &str) -> Result<Mac, Failure> {
     // A name is taken as well as a MAC: people have names at hand.
-    let mac = match word.parse::<Mac>() {
-        Ok(mac) => mac,
-        Err(error) => match api.core.read(|registry| registry.resolve(&word)).as_deref() {
-            Ok([mac]) => *mac,
-            _ => {
-                return Err(Failure::new(
-                    StatusCode::BAD_REQUEST,
-                    error.to_string(),
-                    "`cidctl nodes` lists machines",
-                ));
-            }
-        },
-    };
-    Ok(Json(api.boot.explain(mac)))
+    word.parse::<Mac>().or_else(|error| {
+        let named = api.core.read(|registry| registry.resolve(word));
+        match named.as_deref() {
+            Ok([mac]) => Ok(*mac),
+            _ => Err(Failure::new(
+                StatusCode::BAD_REQUEST,
+                error.to_string(),
+                "`cidctl nodes` lists machines",
+            )),
+        }
+    })
 }
 
 #[derive(Deserialize)]

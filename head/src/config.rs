@@ -95,6 +95,8 @@ pub struct Dhcp {
 pub struct Config {
     /// File it came from.
     pub file: PathBuf,
+    /// Who runs this cluster, for the person at the PC; empty when not said.
+    pub site: String,
     /// Interface that faces the lab.
     pub interface: String,
     /// Where `cid.db` lives.

@@ -176,6 +176,7 @@ impl Core {
                     kind,
                     text,
                 } => writes.push(Write::Event(event(now, mac, name, kind, text))),
+                Output::Step { about, step } => writes.push(Write::Step(about, step)),
                 output => outputs.push(output),
             }
         }
@@ -236,9 +237,11 @@ impl Core {
             Output::Send { connection, message } => (connection, Outgoing::Message(Box::new(message))),
             Output::Close { connection } => (connection, Outgoing::Close),
             Output::Wake(mac) => return self.send_magic_packet(mac),
-            Output::Persist(_) | Output::PersistLazily(_) | Output::Forget(_) | Output::Event { .. } => {
-                return;
-            }
+            Output::Persist(_)
+            | Output::PersistLazily(_)
+            | Output::Forget(_)
+            | Output::Event { .. }
+            | Output::Step { .. } => return,
         };
         let mut connections = lock(&self.connections);
         if let Some(sender) = connections.get(&connection)

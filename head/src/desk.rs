@@ -14,8 +14,9 @@ use cid_bootserver::machine::{Client, Platform};
 use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Stage, Standing};
 use cid_bootserver::site::{Offers, full_cmdline};
 use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation, NodeState};
+use cid_protocol::trace::What;
 
-use crate::api::BootView;
+use crate::api::{BootView, Drivers};
 use crate::core::Core;
 use crate::mac::Mac;
 use crate::registry::{Firmware, Observation, Record, Registry, Verdict};
@@ -124,8 +125,15 @@ impl Directory for Desk {
                 rival.server
             )
         };
+        let step = What::Rival {
+            server: rival.server.to_string(),
+            text: text.clone(),
+        };
         self.core
-            .act(|registry, _| registry.note("rival-dhcp", text))
+            .act(|registry, now| {
+                registry.trace(now, None, step);
+                registry.note("rival-dhcp", text);
+            })
             .1
             .unacknowledged();
     }
@@ -184,6 +192,15 @@ impl BootView for Desk {
         lock(&self.decisions).clone()
     }
 
+    fn drivers(&self, image: &str) -> Option<Drivers> {
+        let current = self.offers.current();
+        let manifest = current.manifest(image)?;
+        Some(Drivers {
+            names: manifest.nic_drivers.clone(),
+            ids: Vec::new(),
+        })
+    }
+
     fn leases(&self) -> usize {
         let now = self.core.now().unix_ms / 1_000;
         lock(&self.leases)
@@ -230,11 +247,20 @@ fn translate(seen: Seen) -> Observation {
     match seen {
         Seen::Heard => Observation::Heard,
         Seen::Leased(address) => Observation::Leased(address),
-        Seen::FirmwareAsked(facts) => Observation::SessionStarted(Firmware {
-            uuid: facts.uuid.map(|uuid| uuid.to_string()),
-            firmware: Some(facts.platform.to_string()),
-            door: Some(door(&facts).to_owned()),
-        }),
+        Seen::FirmwareAsked(facts) => Observation::SessionStarted {
+            client: client_word(facts.client),
+            firmware: Firmware {
+                uuid: facts.uuid.map(|uuid| uuid.to_string()),
+                firmware: Some(facts.platform.to_string()),
+                door: Some(door(&facts).to_owned()),
+            },
+        },
+        Seen::Offered { address, decision } => Observation::Offered {
+            address,
+            answer: format!("{}: {}", action_word(&decision.action), decision.reason),
+            boot: matches!(decision.action, Action::Boot(_)),
+        },
+        Seen::CardNamed { vendor, device } => Observation::Card(format!("{vendor:04x}:{device:04x}")),
         Seen::Decided(decision) => {
             let verdict = match &decision.action {
                 Action::Boot(_) => Verdict::Boot,
@@ -246,6 +272,15 @@ fn translate(seen: Seen) -> Observation {
                 text: format!("{}: {}", action_word(&decision.action), decision.reason),
             }
         }
+    }
+}
+
+/// Word of a timeline for who asks.
+fn client_word(client: Client) -> &'static str {
+    match client {
+        Client::Ipxe => "ipxe",
+        Client::HttpFirmware => "http",
+        Client::PxeFirmware | Client::OperatingSystem => "pxe",
     }
 }
 

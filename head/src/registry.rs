@@ -16,10 +16,12 @@ use std::time::Duration;
 
 use cid_protocol::api::NodeState;
 use cid_protocol::node::ToNode;
+use cid_protocol::trace::{Step, What};
 
 use crate::config::{Config, Group, Pattern, Unknown};
 use crate::mac::Mac;
 use crate::nodeset::glob_matches;
+use crate::timeline::{self, Timelines};
 
 pub use boot::{Firmware, Observation, Verdict};
 pub use commands::CommandError;
@@ -80,6 +82,13 @@ pub enum Output {
         /// Plain words.
         text: String,
     },
+    /// Keep a step of a timeline; `None` for one that concerns all machines.
+    Step {
+        /// About whom.
+        about: Option<Mac>,
+        /// What.
+        step: Box<Step>,
+    },
     /// Send over a node's connection.
     Send {
         /// Which.
@@ -100,12 +109,14 @@ pub enum Output {
 pub struct Registry {
     groups: BTreeMap<String, Group>,
     unknown: Unknown,
+    site: String,
     machines: BTreeMap<Mac, Machine>,
     connections: BTreeMap<ConnectionId, Mac>,
     outputs: VecDeque<Output>,
     strangers: usize,
     stranger_minute: u64,
     stranger_events: u32,
+    timelines: Timelines,
 }
 
 impl Registry {
@@ -128,13 +139,46 @@ impl Registry {
         Self {
             groups: config.groups.clone(),
             unknown: config.unknown.clone(),
+            site: config.site.clone(),
             machines,
             connections: BTreeMap::new(),
             outputs: VecDeque::new(),
             strangers,
             stranger_minute: 0,
             stranger_events: 0,
+            timelines: Timelines::default(),
         }
+    }
+
+    /// Takes over what the database kept of timelines.
+    pub fn restore_timelines(&mut self, kept: Vec<(Option<Mac>, Step)>) {
+        self.timelines = Timelines::new(kept);
+    }
+
+    /// Adds to a machine's timeline; to everybody's when `about` is absent. The one way in, for every part of the head.
+    pub fn trace(&mut self, now: Now, about: Option<Mac>, what: What) {
+        let keep = timeline::matters(&what)
+            && about.is_none_or(|mac| {
+                self.machines
+                    .get(&mac)
+                    .is_some_and(|machine| !machine.is_stranger())
+            });
+        if let Some(step) = self.timelines.add(now.unix_ms, about, what)
+            && keep
+        {
+            let step = Box::new(step);
+            self.outputs.push_back(Output::Step { about, step });
+        }
+    }
+
+    /// The timelines.
+    pub fn timelines(&self) -> &Timelines {
+        &self.timelines
+    }
+
+    /// A loader named the PCI vendor and device of the card it asks over.
+    pub fn set_card(&mut self, mac: Mac, card: String) {
+        self.timelines.set_card(mac, card);
     }
 
     /// Next thing to do, in order; `None` when all is done.
@@ -249,7 +293,13 @@ impl Registry {
             return;
         };
         let name = machine.record.name.clone().unwrap_or_default();
-        if machine.record.group.is_none() {
+        let stranger = machine.record.group.is_none();
+        // These have steps of their own kind.
+        if !matches!(kind, "state" | "decision" | "file" | "seen") {
+            let text = text.clone();
+            self.trace(now, Some(mac), What::Command { text });
+        }
+        if stranger {
             let minute = now.unix_secs() / 60;
             if minute != self.stranger_minute {
                 (self.stranger_minute, self.stranger_events) = (minute, 0);
@@ -284,6 +334,10 @@ impl Registry {
         record.reason.clone_from(&reason);
         if changed {
             let text = format!("{} is {}: {reason}", record.label(), state_word(state));
+            // The others are told by the steps that lead to them.
+            if matches!(state, NodeState::Known | NodeState::Home | NodeState::Lost) {
+                self.trace(now, Some(mac), What::State { state, reason });
+            }
             self.event(now, mac, "state", text);
         }
     }
@@ -347,6 +401,7 @@ impl Registry {
             .map(|(mac, _)| *mac);
         let Some(mac) = oldest else { return false };
         self.machines.remove(&mac);
+        self.timelines.forget(mac);
         self.strangers -= 1;
         self.outputs.push_back(Output::Forget(mac));
         true
@@ -363,7 +418,7 @@ fn pattern_matches(pattern: &Pattern, record: &Record) -> bool {
 }
 
 /// Bounds a text that a stranger chose, and takes control characters out of it.
-fn tame(text: &str, limit: usize) -> String {
+pub(crate) fn tame(text: &str, limit: usize) -> String {
     let mut out = String::new();
     for c in text.chars().map(|c| if c.is_control() { ' ' } else { c }) {
         if out.len() + c.len_utf8() > limit {

@@ -21,6 +21,7 @@ use cid_bootserver::site::{GroupSettings, Offers};
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
 use cid_protocol::api::Event;
+use cid_protocol::trace::What;
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::TcpListener;
@@ -83,7 +84,11 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     let leases = contents.leases;
     tracing::info!(machines = machines.len(), leases = leases.len(), "state read");
     let broadcast = interface.subnet.broadcast();
-    let core = Core::start(store, broadcast, |now| Registry::new(&config, machines, now));
+    let core = Core::start(store, broadcast, |now| {
+        let mut registry = Registry::new(&config, machines, now);
+        registry.restore_timelines(contents.steps);
+        registry
+    });
     let offers = load_offers(&config, interface.subnet.address).await?;
     let mut tasks = start(&config, &interface, bound, &core, &offers, &leases)?;
     let text = format!(
@@ -91,9 +96,12 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         env!("CARGO_PKG_VERSION"),
         config.interface
     );
-    core.act(|registry, _| registry.note("head", text))
-        .1
-        .unacknowledged();
+    core.act(|registry, now| {
+        registry.trace(now, None, What::Head { text: text.clone() });
+        registry.note("head", text);
+    })
+    .1
+    .unacknowledged();
     // Without systemd there is nobody to tell.
     let _ = sd_notify::notify(&[NotifyState::Ready]);
     let ended = tokio::select! {

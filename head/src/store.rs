@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 
 pub use cid_bootserver::dhcp::leases::LeaseRecord as Lease;
 use cid_protocol::api::Event;
+use cid_protocol::trace::Step;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
@@ -43,6 +44,8 @@ pub enum Write {
     Lease(Lease),
     /// Append an event; its `seq` is given by the database.
     Event(Event),
+    /// Append a step to a machine's timeline, or to everybody's.
+    Step(Option<Mac>, Box<Step>),
 }
 
 /// Why the database cannot be used; each is one line with the remedy.
@@ -97,6 +100,8 @@ pub struct Contents {
     pub machines: Vec<Record>,
     /// Every lease, expired ones too.
     pub leases: Vec<Lease>,
+    /// Steps of timelines, oldest first.
+    pub steps: Vec<(Option<Mac>, Step)>,
 }
 
 /// A write that is on its way. Dropping it does not undo the write.
@@ -183,6 +188,7 @@ impl Store {
         let contents = Contents {
             machines: schema::machines(&writer).map_err(read)?,
             leases: schema::leases(&writer).map_err(read)?,
+            steps: schema::steps(&writer).map_err(read)?,
         };
         let reader = connect(&path)?;
         let (queue, requests) = sync_channel(QUEUE);
@@ -334,7 +340,7 @@ impl Lazy {
                     // What is written now is newer than what waits in memory.
                     Write::Machine(ref record) => drop(self.records.remove(&record.mac)),
                     Write::ForgetMachine(mac) => drop(self.records.remove(&mac)),
-                    Write::Lease(_) | Write::Event(_) => {}
+                    Write::Lease(_) | Write::Event(_) | Write::Step(..) => {}
                 }
                 writes.push(write);
             }
@@ -392,6 +398,7 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::ForgetMachine(mac) => schema::forget_machine(&transaction, *mac)?,
             Write::Lease(lease) => schema::put_lease(&transaction, lease)?,
             Write::Event(event) => schema::put_event(&transaction, event)?,
+            Write::Step(about, step) => schema::put_step(&transaction, *about, step)?,
         }
     }
     transaction.commit()

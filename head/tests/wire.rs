@@ -157,6 +157,7 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
             links: vec![link],
             ..Hardware::default()
         },
+        phases: Vec::new(),
     }));
     let dial = || {
         let mut socat = room.at_pc("socat");

@@ -79,6 +79,7 @@ fn describe(link: &crate::core::Link, in_use: u32) -> Link {
         carrier: link.carrier,
         in_use: link.index == in_use,
         speed_mbit,
+        id: links::pci_id(&link.name),
     }
 }
 

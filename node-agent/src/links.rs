@@ -69,6 +69,24 @@ pub(crate) fn driver_and_speed(name: &str) -> (String, u32) {
     (driver, speed.filter(|speed| *speed < u32::MAX).unwrap_or(0))
 }
 
+/// PCI vendor and device of a link's card as `8086:15f3`; empty when it is not on that bus.
+pub(crate) fn pci_id(name: &str) -> String {
+    let device = Path::new("/sys/class/net").join(name).join("device");
+    // virtio cards sit one step below their PCI device.
+    for place in [device.clone(), device.join("..")] {
+        let (vendor, number) = (read(&place, "vendor"), read(&place, "device"));
+        // The virtio bus has files of the same names with numbers of its own, and no `class`.
+        if let (Some(vendor), Some(number), true) = (
+            vendor.strip_prefix("0x"),
+            number.strip_prefix("0x"),
+            place.join("class").exists(),
+        ) {
+            return format!("{vendor}:{number}");
+        }
+    }
+    String::new()
+}
+
 fn read(path: &Path, name: &str) -> String {
     fs::read_to_string(path.join(name))
         .unwrap_or_default()

@@ -12,6 +12,7 @@ use anyhow::Context;
 use cid_discovery::{Announcer, Destination, NodeId};
 use cid_protocol::node::{FromNode, Hello, NODE_PROTOCOL_VERSION, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit, MAX_LINE};
+use cid_protocol::trace::Phase;
 use cid_protocol::{BEACON_GROUP, NODE_PORT, cmdline};
 use futures_lite::StreamExt;
 use rtnetlink::{Handle, MulticastGroup};
@@ -74,6 +75,8 @@ struct Shell {
     beacon_socket: Option<UdpSocket>,
     head: Option<SocketAddrV4>,
     init: InitWriter,
+    /// What PID 1 told of the boot.
+    phases: Vec<Phase>,
     sender: Sender<Event>,
 }
 
@@ -129,6 +132,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         beacon_socket: None,
         head,
         init,
+        phases: Vec::new(),
         sender,
     };
     shell.forever(events).await
@@ -212,6 +216,7 @@ impl Shell {
             }
             Event::Closed { number, why } if current == Some(number) => self.node.handle_closed(now, &why),
             Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
+            Event::Init(FromInit::Phase { done_ms, name }) => self.phases.push(Phase { name, done_ms }),
             Event::Init(message) => self.node.handle_init(message),
         }
     }
@@ -430,6 +435,7 @@ impl Shell {
             image: word(cmdline::IMAGE),
             door: word(cmdline::DOOR),
             hardware: hardware::report(index),
+            phases: self.phases.clone(),
         }
     }
 

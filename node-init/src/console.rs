@@ -57,6 +57,13 @@ pub(crate) fn log_handle() -> Option<File> {
     LOG.get().and_then(|file| file.try_clone().ok())
 }
 
+/// Milliseconds since the kernel's start; 0 before `/proc` is there.
+pub(crate) fn uptime_ms() -> u64 {
+    let text = uptime();
+    let (secs, hundredths) = text.split_once('.').unwrap_or((&text, "0"));
+    secs.parse::<u64>().unwrap_or(0) * 1_000 + hundredths.parse::<u64>().unwrap_or(0) * 10
+}
+
 fn uptime() -> String {
     let text = fs::read_to_string("/proc/uptime").unwrap_or_default();
     text.split(' ').next().unwrap_or_default().to_owned()

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use cid_protocol::cmdline;
 
-use crate::console::{Screen, log, open_log};
+use crate::console::{Screen, log, open_log, uptime_ms};
 use crate::run::Pc;
 use crate::{drivers, exit, keys, mounts, run, uevent, watchdog};
 
@@ -100,7 +100,9 @@ const PHASES: [Phase; 13] = [
 pub(crate) fn run_all(pc: &mut Pc) {
     for phase in &PHASES {
         log(&format!("{} ...", phase.name));
-        match ((phase.run)(pc), phase.on_failure) {
+        let result = (phase.run)(pc);
+        pc.phases.push((phase.name, uptime_ms()));
+        match (result, phase.on_failure) {
             (Ok(()), _) => log(&format!("{} done", phase.name)),
             (Err(why), OnFailure::GoOn) => log(&format!("{} failed, going on: {why}", phase.name)),
             (Err(why), OnFailure::GoHome) => exit::go_home(pc, &why),

@@ -10,6 +10,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 
+use cid_protocol::supervision::FromInit;
+
 use crate::agent::Agent;
 use crate::console::{Screen, log};
 use crate::drivers::Drivers;
@@ -29,6 +31,8 @@ pub(crate) struct Pc {
     pub(crate) drivers: Drivers,
     pub(crate) keys: Keys,
     pub(crate) watchdog: Option<Watchdog>,
+    /// Name of each phase and when it was done, in milliseconds since the kernel's start.
+    pub(crate) phases: Vec<(&'static str, u64)>,
     supervisor: Supervisor,
     agent: Option<Agent>,
     started: Instant,
@@ -45,6 +49,7 @@ impl Default for Pc {
             drivers: Drivers::default(),
             keys: Keys::default(),
             watchdog: None,
+            phases: Vec::new(),
             supervisor: Supervisor::default(),
             agent: None,
             started: Instant::now(),
@@ -252,7 +257,10 @@ fn obey(pc: &mut Pc, now: Duration) {
     while let Some(output) = pc.supervisor.poll_output() {
         match output {
             Output::Start => match Agent::start() {
-                Ok(agent) => pc.agent = Some(agent),
+                Ok(mut agent) => {
+                    tell_phases(&mut agent, &pc.phases);
+                    pc.agent = Some(agent);
+                }
                 Err(error) => pc.supervisor.handle_exit(now, &format!("did not start: {error}")),
             },
             Output::Kill => {
@@ -268,6 +276,15 @@ fn obey(pc: &mut Pc, now: Duration) {
             Output::Show(text) => pc.screen.show(&text),
             Output::Home(reason) => exit::go_home(pc, &reason),
         }
+    }
+}
+
+/// How the boot went, for the agent's report to the head.
+fn tell_phases(agent: &mut Agent, phases: &[(&'static str, u64)]) {
+    for (name, done_ms) in phases {
+        let name = (*name).to_owned();
+        let done_ms = *done_ms;
+        agent.tell(&FromInit::Phase { done_ms, name });
     }
 }
 

@@ -4,6 +4,7 @@
 //! | module | spoken between | where it travels |
 //! |---|---|---|
 //! | [`api`] | `cidctl` and `cidhead` | HTTP/1.1 with JSON over a local Unix socket |
+//! | [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
 //! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
@@ -17,6 +18,8 @@ pub mod manifest;
 #[cfg(feature = "serde")]
 pub mod node;
 pub mod supervision;
+#[cfg(feature = "serde")]
+pub mod trace;
 
 /// TCP port of node connections and UDP port of beacons on the head; beacons use it between nodes too.
 pub const NODE_PORT: u16 = 3101;

@@ -65,6 +65,9 @@ pub struct Hello {
     pub door: String,
     /// The machine.
     pub hardware: Hardware,
+    /// What PID 1 did until the agent started.
+    #[serde(default)]
+    pub phases: Vec<crate::trace::Phase>,
 }
 
 /// The machine as the kernel sees it.
@@ -109,6 +112,9 @@ pub struct Link {
     pub in_use: bool,
     /// Negotiated speed in Mbit/s; 0 when unknown.
     pub speed_mbit: u32,
+    /// PCI vendor and device as `8086:15f3`; empty when it is not on that bus.
+    #[serde(default)]
+    pub id: String,
 }
 
 /// Load of a node.
@@ -133,4 +139,7 @@ pub struct Welcome {
     pub bail_out_secs: u64,
     /// Seconds that draining may take.
     pub patience_secs: u64,
+    /// Who runs this cluster, for the person at the PC; may be empty.
+    #[serde(default)]
+    pub site: String,
 }

@@ -40,6 +40,13 @@ pub enum FromInit {
         /// Why, in plain words ("key pressed").
         reason: String,
     },
+    /// `phase MILLISECONDS NAME`: a phase of the boot was done so long after the kernel's start; for the report to the head.
+    Phase {
+        /// Milliseconds from the kernel's start.
+        done_ms: u64,
+        /// Its name.
+        name: String,
+    },
 }
 
 impl FromAgent {
@@ -71,17 +78,26 @@ impl FromInit {
     pub fn to_line(&self) -> String {
         match self {
             Self::Drain { secs, reason } => format!("drain {secs} {}", one_line(reason)),
+            Self::Phase { done_ms, name } => format!("phase {done_ms} {}", one_line(name)),
         }
     }
 
     /// Reads a line without its newline; `None` for a line this version does not know.
     pub fn parse(line: &str) -> Option<Self> {
-        let rest = line.strip_prefix("drain ")?;
-        let (secs, reason) = rest.split_once(' ').unwrap_or((rest, ""));
-        Some(Self::Drain {
-            secs: secs.parse().ok()?,
-            reason: reason.to_owned(),
-        })
+        let (verb, rest) = line.split_once(' ')?;
+        let (number, text) = rest.split_once(' ').unwrap_or((rest, ""));
+        let (number, text) = (number.parse().ok()?, text.to_owned());
+        match verb {
+            "drain" => Some(Self::Drain {
+                secs: number,
+                reason: text,
+            }),
+            "phase" => Some(Self::Phase {
+                done_ms: number,
+                name: text,
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -115,7 +131,13 @@ mod tests {
             secs: 10,
             reason: "key pressed".into(),
         };
-        assert_eq!(FromInit::parse(&drain.to_line()), Some(drain));
+        let phase = FromInit::Phase {
+            done_ms: 1900,
+            name: "is the image whole".into(),
+        };
+        for message in [drain, phase] {
+            assert_eq!(FromInit::parse(&message.to_line()), Some(message));
+        }
     }
 
     #[test]

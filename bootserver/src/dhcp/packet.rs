@@ -230,6 +230,20 @@ impl Packet {
             .collect()
     }
 
+    /// PCI vendor and device of the card that iPXE asks over: its sub-option 177 is a bus type (1 is PCI) and two
+    /// big-endian numbers (`struct dhcp_netdev_desc` of iPXE).
+    pub fn card(&self) -> Option<(u16, u16)> {
+        let mut rest = self.option(option::IPXE)?;
+        while let [code, length, tail @ ..] = rest {
+            let (value, next) = tail.split_at_checked(usize::from(*length))?;
+            if let (177, [1, a, b, c, d]) = (code, value) {
+                return Some((u16::from_be_bytes([*a, *b]), u16::from_be_bytes([*c, *d])));
+            }
+            rest = next;
+        }
+        None
+    }
+
     fn check_uuid(&self) -> Result<(), Malformed> {
         match self.option(option::MACHINE_UUID) {
             None => Ok(()),

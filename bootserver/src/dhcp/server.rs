@@ -77,6 +77,20 @@ pub enum Observation {
     Heard,
     /// Firmware asks for a boot: a boot session begins or goes on.
     FirmwareAsked(Facts),
+    /// An offer is about to leave.
+    Offered {
+        /// Address in it; none from a proxy.
+        address: Option<Ipv4Addr>,
+        /// The policy's answer in it.
+        decision: Decision,
+    },
+    /// Its loader named the PCI vendor and device of the card it asks over.
+    CardNamed {
+        /// Vendor.
+        vendor: u16,
+        /// Device.
+        device: u16,
+    },
     /// It was granted an address.
     Leased(Ipv4Addr),
     /// The policy's answer left (or is about to leave).
@@ -243,6 +257,7 @@ impl Server {
         self.observe_client(facts);
         let decision = decide(facts);
         let body = self.body(packet, facts, &decision, Some(address));
+        self.observe_offer(packet, facts, Some(address), decision);
         self.transmit(packet, MessageType::Offer, &body)
     }
 
@@ -300,6 +315,24 @@ impl Server {
             _ => Observation::FirmwareAsked(facts.clone()),
         };
         self.outputs.push_back(Output::Observe(facts.mac, observation));
+    }
+
+    fn observe_offer(
+        &mut self,
+        packet: &Packet,
+        facts: &Facts,
+        address: Option<Ipv4Addr>,
+        decision: Decision,
+    ) {
+        if facts.client == Client::OperatingSystem {
+            return;
+        }
+        let offered = Observation::Offered { address, decision };
+        self.outputs.push_back(Output::Observe(facts.mac, offered));
+        if let Some((vendor, device)) = packet.card() {
+            let card = Observation::CardNamed { vendor, device };
+            self.outputs.push_back(Output::Observe(facts.mac, card));
+        }
     }
 
     fn body(&self, packet: &Packet, facts: &Facts, decision: &Decision, address: Option<Ipv4Addr>) -> Body {

@@ -39,6 +39,10 @@ impl BootView for NoBoot {
     fn leases(&self) -> usize {
         1
     }
+
+    fn drivers(&self, _image: &str) -> Option<super::Drivers> {
+        None
+    }
 }
 
 /// A head that has seen three machines; its socket's path.

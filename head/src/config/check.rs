@@ -34,6 +34,7 @@ pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
     }
     Ok(Config {
         file: file.to_owned(),
+        site: check_site(raw.site)?,
         interface: check_interface(&raw.interface)?,
         state_dir: check_path(raw.state_dir, "/var/lib/cid")?,
         images_dir: check_path(raw.images_dir, "/var/lib/cid/images")?,
@@ -42,6 +43,19 @@ pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
         dhcp: check_dhcp(raw.dhcp)?,
         groups,
     })
+}
+
+/// A line on a text screen of 80 columns.
+fn check_site(value: Option<Spanned<String>>) -> Result<String, Fault> {
+    let Some(value) = value else {
+        return Ok(String::new());
+    };
+    let text = value.as_ref().trim();
+    if text.chars().any(char::is_control) || text.chars().count() > 48 {
+        let what = "`site` is one line of at most 48 characters, shown on the PCs' screens";
+        return Err(fault(&value, what));
+    }
+    Ok(text.to_owned())
 }
 
 fn check_interface(value: &Spanned<String>) -> Result<String, Fault> {

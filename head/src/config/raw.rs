@@ -10,6 +10,7 @@ use toml::Spanned;
 #[serde(deny_unknown_fields)]
 pub(super) struct Head {
     pub(super) interface: Spanned<String>,
+    pub(super) site: Option<Spanned<String>>,
     pub(super) state_dir: Option<Spanned<String>>,
     pub(super) images_dir: Option<Spanned<String>>,
     pub(super) socket: Option<Spanned<String>>,

@@ -12,6 +12,9 @@ pub const STARTER: &str = r#"# cidhead's configuration. `cidhead check` prints i
 # The interface that faces the lab. It needs an IPv4 address; `ip -brief address` lists them.
 interface = "@INTERFACE@"
 
+# Who runs this, in a few words: people at the PCs read it on the screen.
+# site = "Computing centre, room 101"
+
 # cid.db lives here: leases, machines, events.
 # state_dir = "/var/lib/cid"
 # images_dir = "/var/lib/cid/images"
@@ -59,6 +62,7 @@ pub fn render(config: &Config) -> String {
 
 fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
     writeln!(out, "interface = {}", string(&config.interface))?;
+    writeln!(out, "site = {}", string(&config.site))?;
     writeln!(out, "state_dir = {}", string(&config.state_dir.to_string_lossy()))?;
     writeln!(
         out,

@@ -45,6 +45,7 @@ fn hello() -> FromNode {
             cpus: 2,
             ..Hardware::default()
         },
+        phases: Vec::new(),
     }))
 }
 

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use cid_protocol::api::NodeState;
+use cid_protocol::trace::What;
 
 use super::{BOOT_PATIENCE, Now, Record, Registry, tame};
 use crate::mac::Mac;
@@ -38,9 +39,25 @@ pub enum Observation {
     /// A DHCP message of whatever runs on the machine (Windows, Linux): it is alive.
     Heard,
     /// Firmware or iPXE asks for a boot: a boot session begins. Repeats before the script are one session.
-    SessionStarted(Firmware),
+    SessionStarted {
+        /// Who.
+        firmware: Firmware,
+        /// `pxe`, `ipxe` or `http`.
+        client: &'static str,
+    },
     /// It was given an address.
     Leased(Ipv4Addr),
+    /// An offer leaves, or did.
+    Offered {
+        /// Address in it.
+        address: Option<Ipv4Addr>,
+        /// What it was told, with the reason.
+        answer: String,
+        /// Whether that was to boot.
+        boot: bool,
+    },
+    /// Its loader named its card: PCI vendor and device as `8086:15f3`.
+    Card(String),
     /// The policy answered.
     Decided {
         /// What.
@@ -85,9 +102,36 @@ impl Registry {
             self.event(now, mac, "seen", text);
         }
         match observation {
-            Observation::Heard => {}
-            Observation::SessionStarted(firmware) => self.start_session(now, mac, firmware),
-            Observation::Leased(address) => self.take_address(mac, address),
+            Observation::Heard => self.trace(now, Some(mac), What::System),
+            Observation::SessionStarted { firmware, client } => {
+                let discover = What::Discover {
+                    client: client.to_owned(),
+                    firmware: firmware.firmware.clone().unwrap_or_default(),
+                };
+                self.trace(now, Some(mac), discover);
+                self.start_session(now, mac, firmware);
+            }
+            Observation::Leased(address) => {
+                let taken = What::Ack {
+                    address: Some(address.to_string()),
+                };
+                self.trace(now, Some(mac), taken);
+                self.take_address(mac, address);
+            }
+            Observation::Offered {
+                address,
+                answer,
+                boot,
+            } => {
+                let address = address.map(|address| address.to_string());
+                let offer = What::Offer {
+                    address,
+                    answer,
+                    boot,
+                };
+                self.trace(now, Some(mac), offer);
+            }
+            Observation::Card(card) => self.set_card(mac, card),
             Observation::Decided { verdict, text } => self.take_decision(now, mac, verdict, &text),
             Observation::ScriptHandedOut { image } => return self.count_script(now, mac, image),
             Observation::FileServed { path } => self.log_file(now, mac, &path),
@@ -179,18 +223,21 @@ impl Registry {
             return;
         }
         machine.record.session_counted = true;
+        let script = What::Script { image: image.clone() };
         machine.record.failed_boots = machine.record.failed_boots.saturating_add(1);
         machine.record.image = Some(tame(&image, 64));
         machine.heard = now.monotonic;
         machine.grace = BOOT_PATIENCE;
         let text = format!("was handed the loader script of image {}", tame(&image, 64));
         self.change_state(now, mac, NodeState::Booting, text);
+        self.trace(now, Some(mac), script);
         self.persist(mac);
     }
 
     /// One line per file and boot: firmware asks twice (for the size first), and HEAD comes before GET.
     fn log_file(&mut self, now: Now, mac: Mac, path: &str) {
         let name = tame(path.rsplit(['/', '\\']).next().unwrap_or(path), 64);
+        self.trace(now, Some(mac), What::File { name: name.clone() });
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };

@@ -5,6 +5,7 @@ use std::net::Ipv4Addr;
 
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Hello, Load, NODE_PROTOCOL_VERSION, ToNode, Welcome};
+use cid_protocol::trace::What;
 
 use super::boot::WITHOUT_A_WORD;
 use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, tame};
@@ -23,10 +24,17 @@ impl Registry {
                 hello.version
             );
             self.change_state(now, mac, NodeState::Refused, text.clone());
+            let reason = text.clone();
+            self.trace(now, Some(mac), What::Refused { reason });
             self.persist(mac);
             return self.refuse(connection, text);
         }
+        let uptime_ms = millis(hello.hardware.uptime_secs);
+        let phases = hello.phases.clone();
         let same_boot = self.take_report(now, mac, connection, address, hello);
+        if !same_boot {
+            self.trace(now, Some(mac), What::Init { uptime_ms, phases });
+        }
         let Some(machine) = self.machines.get(&mac) else {
             return;
         };
@@ -49,12 +57,18 @@ impl Registry {
         }
         self.persist(mac);
         let name = self.machines[&mac].record.label();
+        let joined = What::Joined {
+            name: name.clone(),
+            again: same_boot,
+        };
+        self.trace(now, Some(mac), joined);
         let welcome = Welcome {
             name,
             group,
             time_unix_ms: now.unix_ms,
             bail_out_secs: bail_out,
             patience_secs: patience,
+            site: self.site.clone(),
         };
         self.outputs.push_back(Output::Send {
             connection,
@@ -225,7 +239,8 @@ impl Registry {
         if machine.record.hold.is_none() {
             machine.record.hold = Some(reason.clone());
         }
-        self.change_state(now, mac, NodeState::GoingHome, reason);
+        self.change_state(now, mac, NodeState::GoingHome, reason.clone());
+        self.trace(now, Some(mac), What::Left { reason });
         self.persist(mac);
     }
 
@@ -241,6 +256,12 @@ impl Registry {
     }
 }
 
+/// What a node says of its uptime; nonsense counts as nothing.
+fn millis(secs: f64) -> u64 {
+    std::time::Duration::try_from_secs_f64(secs)
+        .map_or(0, |time| u64::try_from(time.as_millis()).unwrap_or(0))
+}
+
 /// Bounds every text and list of a report.
 fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::node::Hardware {
     let short = |text: &mut String| *text = tame(text, 128);
@@ -254,6 +275,7 @@ fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::no
         short(&mut link.name);
         short(&mut link.mac);
         short(&mut link.driver);
+        short(&mut link.id);
     }
     if !hardware.uptime_secs.is_finite() {
         hardware.uptime_secs = 0.0;

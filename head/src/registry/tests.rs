@@ -53,7 +53,7 @@ impl Trace {
                 Output::Forget(mac) => drop(self.disk.remove(&mac)),
                 Output::Event { text, .. } => self.events.push(text),
                 Output::Send { connection, message } => self.sent.push((connection, message)),
-                Output::Close { .. } => {}
+                Output::Close { .. } | Output::Step { .. } => {}
                 Output::Wake(mac) => self.woken.push(mac),
             }
         }
@@ -103,7 +103,14 @@ impl Trace {
             door: Some("pxe-bios".into()),
             ..Firmware::default()
         };
-        self.observe(second, number, Observation::SessionStarted(firmware));
+        self.observe(
+            second,
+            number,
+            Observation::SessionStarted {
+                firmware,
+                client: "pxe",
+            },
+        );
     }
 
     fn script(&mut self, second: u64, number: u8) {
@@ -132,6 +139,7 @@ impl Trace {
                 cpus: 2,
                 ..Hardware::default()
             },
+            phases: Vec::new(),
         };
         let address = Ipv4Addr::new(10, 77, 0, 100 + number);
         self.registry

@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 
 use cid_protocol::api::{Event, NodeState};
+use cid_protocol::trace::Step;
 use rusqlite::{Connection, Row, Transaction, named_params, params};
 use rusqlite_migration::{M, Migrations};
 
@@ -12,11 +13,15 @@ use crate::store::Lease;
 
 /// Events kept; older ones make room.
 pub(super) const MAX_EVENTS: i64 = 100_000;
+/// Steps kept of each machine's timeline.
+const MAX_STEPS: i64 = 64;
 
 /// Every step from an empty file to this version. Steps are added at the end, never changed.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(
-        "CREATE TABLE lease (
+    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES)])
+}
+
+const FIRST: &str = "CREATE TABLE lease (
              mac BLOB PRIMARY KEY,
              address INTEGER NOT NULL UNIQUE,
              expires_unix INTEGER NOT NULL
@@ -40,9 +45,15 @@ pub(super) fn migrations() -> Migrations<'static> {
              seq INTEGER PRIMARY KEY AUTOINCREMENT,
              time_unix_ms INTEGER NOT NULL,
              mac TEXT NOT NULL, name TEXT NOT NULL, kind TEXT NOT NULL, text TEXT NOT NULL
-         ) STRICT;",
-    )])
-}
+         ) STRICT;";
+
+/// A blob of no bytes stands for all machines.
+const TIMELINES: &str = "CREATE TABLE step (
+             id INTEGER PRIMARY KEY AUTOINCREMENT,
+             mac BLOB NOT NULL,
+             step TEXT NOT NULL
+         ) STRICT;
+         CREATE INDEX step_by_mac ON step (mac, id);";
 
 pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     let hardware = record
@@ -73,7 +84,44 @@ pub(super) fn forget_machine(transaction: &Transaction<'_>, mac: Mac) -> rusqlit
     transaction
         .prepare_cached("DELETE FROM machine WHERE mac = ?1")?
         .execute([mac.0.as_slice()])?;
+    transaction
+        .prepare_cached("DELETE FROM step WHERE mac = ?1")?
+        .execute([mac.0.as_slice()])?;
     Ok(())
+}
+
+pub(super) fn put_step(
+    transaction: &Transaction<'_>,
+    about: Option<Mac>,
+    step: &Step,
+) -> rusqlite::Result<()> {
+    let Ok(text) = serde_json::to_string(step) else {
+        return Ok(());
+    };
+    let mac = about.map(|mac| mac.0.to_vec()).unwrap_or_default();
+    transaction
+        .prepare_cached("INSERT INTO step (mac, step) VALUES (?1, ?2)")?
+        .execute(params![mac, text])?;
+    transaction
+        .prepare_cached(
+            "DELETE FROM step WHERE mac = ?1 AND id <=
+             (SELECT id FROM step WHERE mac = ?1 ORDER BY id DESC LIMIT 1 OFFSET ?2)",
+        )?
+        .execute(params![mac, MAX_STEPS])?;
+    Ok(())
+}
+
+/// Oldest first. A step of a kind that this version does not know is passed over.
+pub(super) fn steps(connection: &Connection) -> rusqlite::Result<Vec<(Option<Mac>, Step)>> {
+    let mut statement = connection.prepare("SELECT mac, step FROM step ORDER BY id")?;
+    let step_of = |row: &Row<'_>| {
+        let mac: Vec<u8> = row.get("mac")?;
+        let step: String = row.get("step")?;
+        let step = serde_json::from_str(&step).ok();
+        Ok(step.map(|step| (mac.try_into().ok().map(Mac), step)))
+    };
+    let rows = statement.query_map([], step_of)?;
+    rows.filter_map(Result::transpose).collect()
 }
 
 pub(super) fn put_lease(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {

@@ -253,8 +253,11 @@ impl Node {
 
     /// PID 1 said something: a person wants the PC. There is nothing to drain yet.
     pub(crate) fn handle_init(&mut self, message: FromInit) {
-        let FromInit::Drain { reason, .. } = message;
-        self.go_home(&reason.clone(), &reason);
+        match message {
+            FromInit::Drain { reason, .. } => self.go_home(&reason.clone(), &reason),
+            // The shell keeps them for the hello.
+            FromInit::Phase { .. } => {}
+        }
     }
 
     /// When [`Self::handle_deadline`] wants to be called.

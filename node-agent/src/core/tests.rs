@@ -61,6 +61,7 @@ fn welcome() -> ToNode {
         time_unix_ms: 5,
         bail_out_secs: 600,
         patience_secs: 60,
+        site: String::new(),
     })
 }
 

@@ -1,0 +1,143 @@
+//! A machine's timeline in plain words. Must not judge: the diagnosis is the head's.
+
+use std::fmt::Write as _;
+
+use cid_protocol::trace::{Phase, Step, Trace, What};
+
+use crate::print::{plain, state, utc};
+
+/// The whole answer of `trace`: the machine, one line for each step of its last boot (of all with `all`), the diagnosis.
+pub(crate) fn trace(trace: &Trace, all: bool) -> String {
+    let mut out = format!(
+        "{} ({}): {}",
+        plain(&trace.name),
+        plain(&trace.mac),
+        state(trace.state)
+    );
+    if !trace.reason.is_empty() {
+        let _ = write!(out, ", {}", plain(&trace.reason));
+    }
+    out.push('\n');
+    for card in &trace.cards {
+        let text = match (card.id.as_str(), card.driver.as_str()) {
+            ("", "") => continue,
+            (id, "") => format!("{id}, never seen under Linux"),
+            ("", driver) => format!("driver {driver}"),
+            (id, driver) => format!("{id}, driver {driver}"),
+        };
+        let _ = writeln!(out, "network card {}", plain(&text));
+    }
+    let starts = &trace.boots;
+    let from = if all {
+        0
+    } else {
+        starts.last().copied().unwrap_or(0)
+    };
+    let mut zero = trace.steps.get(from).map_or(0, |step| step.at_unix_ms);
+    for (at, step) in trace.steps.iter().enumerate().skip(from) {
+        if at == from || starts.contains(&at) {
+            zero = step.at_unix_ms;
+            let _ = writeln!(out, "\nboot of {}", utc(zero / 1_000));
+        }
+        line(&mut out, zero, step);
+    }
+    let diagnosis = &trace.diagnosis;
+    let verdict = if diagnosis.fault { "FAULT" } else { "fine" };
+    let _ = writeln!(
+        out,
+        "\n{verdict} ({}): {}",
+        plain(&diagnosis.verdict),
+        plain(&diagnosis.text)
+    );
+    if !diagnosis.remedy.is_empty() {
+        let _ = writeln!(out, "what to do: {}", plain(&diagnosis.remedy));
+    }
+    out
+}
+
+fn line(out: &mut String, zero: u64, step: &Step) {
+    let mut text = words(&step.what);
+    if step.times > 1 {
+        let span = seconds(step.last_unix_ms.saturating_sub(step.at_unix_ms));
+        let _ = write!(text, " ({} times in {span})", step.times);
+    }
+    let _ = writeln!(out, "{:>10}  {}", after(zero, step.at_unix_ms), plain(&text));
+    if let What::Init { uptime_ms, phases } = &step.what {
+        let kernel = step.at_unix_ms.saturating_sub(*uptime_ms);
+        for phase in slow(phases) {
+            let at = after(zero, kernel.saturating_add(phase.1));
+            let _ = writeln!(out, "{at:>10}    {} took {}", plain(phase.0), seconds(phase.2));
+        }
+    }
+}
+
+/// Phases that took a tenth of a second or more: name, when done after the kernel's start, duration; in milliseconds.
+fn slow(phases: &[Phase]) -> Vec<(&str, u64, u64)> {
+    let starts = phases.iter().map(|phase| phase.done_ms);
+    let starts: Vec<u64> = std::iter::once(phases.first().map_or(0, |phase| phase.done_ms))
+        .chain(starts)
+        .collect();
+    let timed = phases.iter().zip(starts).map(|(phase, start)| {
+        let took = phase.done_ms.saturating_sub(start);
+        (phase.name.as_str(), phase.done_ms, took)
+    });
+    timed.filter(|(_, _, took)| *took >= 100).collect()
+}
+
+fn words(what: &What) -> String {
+    match what {
+        What::Discover { client, firmware } => {
+            let who = match client.as_str() {
+                "ipxe" => "iPXE",
+                "http" => "its firmware (UEFI HTTP Boot)",
+                _ => "its firmware (PXE)",
+            };
+            format!("{who} asks what to boot ({firmware})")
+        }
+        What::Offer { address, answer, .. } => {
+            let address = address
+                .as_ref()
+                .map(|address| format!("{address}, "))
+                .unwrap_or_default();
+            format!("is offered {address}{answer}")
+        }
+        What::Ack {
+            address: Some(address),
+        } => format!("takes the address {address}"),
+        What::Ack { address: None } => "takes the offer".to_owned(),
+        What::File { name } => format!("fetches {name}"),
+        What::Script { image } => format!("is handed the loader script of image {image}"),
+        What::Init { uptime_ms, .. } => {
+            format!(
+                "the node speaks, {} after its kernel started",
+                seconds(*uptime_ms)
+            )
+        }
+        What::Joined { name, again: false } => format!("joins as {name}"),
+        What::Joined { name, again: true } => format!("finds its head again as {name}"),
+        What::Refused { reason } => format!("is refused: {reason}"),
+        What::Left { reason } => format!("goes home: {reason}"),
+        What::State { state: now, reason } => format!("is {} now: {reason}", state(*now)),
+        What::Command { text } => text.clone(),
+        What::System => "an operating system on it asks for an address".to_owned(),
+        What::Rival { server, text } => format!("{server}: {text}"),
+        What::Head { text } => format!("(the head: {text})"),
+    }
+}
+
+/// `+12.3 s`, `+4 min 5 s`; before the beginning with a minus.
+fn after(zero: u64, at: u64) -> String {
+    if at < zero {
+        format!("-{}", seconds(zero - at))
+    } else {
+        format!("+{}", seconds(at - zero))
+    }
+}
+
+fn seconds(millis: u64) -> String {
+    match millis {
+        0..=119_999 => format!("{}.{} s", millis / 1_000, millis % 1_000 / 100),
+        120_000..=7_199_999 => format!("{} min {} s", millis / 60_000, millis / 1_000 % 60),
+        _ => format!("{} h {} min", millis / 3_600_000, millis / 60_000 % 60),
+    }
+}
