@@ -18,6 +18,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
     match command {
+        Command::Documents(documents) => Ok(documents.write::<crate::Cli>("1")?),
         Command::Nodes { nodeset, json, watch } => nodes(client, nodeset, json.json, watch).await,
         Command::Adopt {
             seen,

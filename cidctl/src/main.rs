@@ -117,6 +117,8 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
+    #[command(flatten)]
+    Documents(cid_manual::Documents),
 }
 
 #[derive(Debug, Clone, Copy, Args)]

@@ -4,6 +4,7 @@
 mod check;
 mod raw;
 mod render;
+mod schema;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -14,6 +15,7 @@ use std::time::Duration;
 
 pub use check::{parse_duration, parse_pattern};
 pub use render::{STARTER, render};
+pub use schema::{manual_page, schema};
 
 /// Where `cidhead` looks when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/cid/head.toml";

@@ -39,6 +39,10 @@ enum Command {
     },
     /// Print the configuration with every default filled in; look at interface, images and templates.
     Check,
+    /// Print the JSON schema of head.toml.
+    Schema,
+    #[command(flatten)]
+    Documents(cid_manual::Documents),
 }
 
 fn main() -> ExitCode {
@@ -46,6 +50,8 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Some(Command::Init { interface, state_dir }) => init(&cli.config, interface, state_dir),
         Some(Command::Check) => check(&cli.config),
+        Some(Command::Schema) => schema(),
+        Some(Command::Documents(documents)) => document(&documents),
         None => run(&cli.config),
     };
     match result {
@@ -113,6 +119,24 @@ fn init(file: &Path, named: Option<String>, state_dir: Option<PathBuf>) -> Resul
         file.display(),
         config.images_dir.display()
     );
+    Ok(())
+}
+
+fn schema() -> Result<()> {
+    use std::io::Write as _;
+    let text = serde_json::to_string_pretty(&cidhead::config::schema())?;
+    // A reader that closed the pipe has what it wanted.
+    let _ = writeln!(std::io::stdout(), "{text}");
+    Ok(())
+}
+
+fn document(documents: &cid_manual::Documents) -> Result<()> {
+    documents.write::<Cli>("8")?;
+    if let cid_manual::Documents::Man { folder } = documents {
+        let mut page = Vec::new();
+        cidhead::config::manual_page().render(env!("CARGO_PKG_VERSION"), &mut page)?;
+        std::fs::write(folder.join("head.toml.5"), page)?;
+    }
     Ok(())
 }
 

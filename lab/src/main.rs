@@ -75,6 +75,8 @@ enum Command {
         /// After.
         after: PathBuf,
     },
+    #[command(flatten)]
+    Documents(cid_manual::Documents),
     /// Holds the room that `up` opened.
     #[command(hide = true)]
     Keep { pcs: u8, images: PathBuf, image: String },
@@ -112,6 +114,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Power { name, action } => keeper::power(&name, action)?,
         Command::Exec { command } => return keeper::exec(&command),
         Command::Keep { pcs, images, image } => keeper::keep(pcs, images, &image)?,
+        Command::Documents(documents) => documents.write::<Arguments>("1")?,
         Command::Variables { before, after } => return variables(&before, &after),
         Command::Demo {
             control,

@@ -13,16 +13,23 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cid-sys", &[]),
     ("cid-initramfs", &[]),
     ("cid-discovery", &[]),
+    ("cid-manual", &[]),
     ("cid-bootserver", &["cid-protocol"]),
-    ("cidbuild", &["cid-protocol", "cid-initramfs"]),
+    ("cidbuild", &["cid-protocol", "cid-initramfs", "cid-manual"]),
     (
         "cidhead",
-        &["cid-protocol", "cid-sys", "cid-bootserver", "cid-discovery"],
+        &[
+            "cid-protocol",
+            "cid-sys",
+            "cid-bootserver",
+            "cid-discovery",
+            "cid-manual",
+        ],
     ),
     ("cid-init", &["cid-protocol", "cid-sys"]),
     ("cid-agent", &["cid-protocol", "cid-sys", "cid-discovery"]),
-    ("cidctl", &["cid-protocol"]),
-    ("cidlab", &["cid-protocol", "cid-sys"]),
+    ("cidctl", &["cid-protocol", "cid-manual"]),
+    ("cidlab", &["cid-protocol", "cid-sys", "cid-manual"]),
 ];
 
 /// Everything PID 1 may be linked from: std, system calls, and what those two libraries bring.

@@ -6,8 +6,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::Spanned;
-
+use super::raw::Spanned;
 use super::{Config, Dhcp, Group, Pattern, Unknown, raw};
 
 /// Longest kernel command line addition, in bytes: x86 has 2048 for the whole line.

@@ -1,45 +1,116 @@
 //! `head.toml` as it is written: serde types only, every value still text with its place in the file.
 //! Must not judge anything; that is the validated type's work.
+//!
+//! The JSON schema and the manual page head.toml(5) are made from these types and the comments on their fields: the
+//! comment is what an administrator reads, so it says what the key does, what it may hold, and its default.
 
 use std::collections::BTreeMap;
 
+use schemars::JsonSchema;
 use serde::Deserialize;
-use toml::Spanned;
 
-#[derive(Debug, Deserialize)]
+/// A value with its place in the file; to the schema it is the value alone.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Spanned<T>(toml::Spanned<T>);
+
+impl<T> Spanned<T> {
+    pub(super) fn into_inner(self) -> T {
+        self.0.into_inner()
+    }
+
+    pub(super) fn span(&self) -> std::ops::Range<usize> {
+        self.0.span()
+    }
+}
+
+impl<T> AsRef<T> for Spanned<T> {
+    fn as_ref(&self) -> &T {
+        self.0.get_ref()
+    }
+}
+
+impl std::borrow::Borrow<str> for Spanned<String> {
+    fn borrow(&self) -> &str {
+        self.0.get_ref()
+    }
+}
+
+impl<T: JsonSchema> JsonSchema for Spanned<T> {
+    fn inline_schema() -> bool {
+        T::inline_schema()
+    }
+
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        T::schema_name()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        T::json_schema(generator)
+    }
+}
+
+/// The configuration of cidhead.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Head {
+    /// Network interface that faces the lab, for example "eth1". It must have an IPv4 address. The one key without a
+    /// default.
     pub(super) interface: Spanned<String>,
+    /// What this room is called on the screens of its PCs, at most 48 characters. Default: none.
     pub(super) site: Option<Spanned<String>>,
+    /// Folder of cid.db (leases, machines, events) and of template overrides (templates/). Absolute. Default:
+    /// "/var/lib/cid".
     pub(super) state_dir: Option<Spanned<String>>,
+    /// Folder in which `cidbuild image --out` puts images. Absolute. Default: "/var/lib/cid/images".
     pub(super) images_dir: Option<Spanned<String>>,
+    /// Control socket for cidctl. Whoever may write to it may do everything. Absolute. Default: "/run/cid/head.sock".
     pub(super) socket: Option<Spanned<String>>,
+    /// What a PC gets that nobody adopted: "wait" lists it as seen and sends it to its own disk, "boot" boots it in
+    /// `default_group` without asking. Default: "wait".
     pub(super) unknown: Option<Spanned<String>>,
+    /// Group that strangers boot in when `unknown` is "boot".
     pub(super) default_group: Option<Spanned<String>>,
+    /// What the head does as a DHCP server.
     #[serde(default)]
     pub(super) dhcp: Dhcp,
+    /// Groups of PCs, by a name of your choice: [groups.lab-a].
     #[serde(default)]
     pub(super) groups: BTreeMap<Spanned<String>, Group>,
 }
 
-#[derive(Debug, Default, Deserialize)]
+/// What the head does as a DHCP server.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Dhcp {
+    /// First and last address that the head gives out, "10.77.0.128-10.77.0.254". Default: the upper half of the
+    /// interface's subnet.
     pub(super) range: Option<Spanned<String>>,
+    /// Lease time: 60s to 30d. Default: "1h".
     pub(super) lease: Option<Spanned<String>>,
+    /// Default gateway for clients. Default: none.
     pub(super) router: Option<Spanned<String>>,
+    /// Name servers for clients, at most five. Default: none.
     #[serde(default)]
     pub(super) dns: Vec<Spanned<String>>,
+    /// Domain name for clients. Default: none.
     pub(super) domain: Option<Spanned<String>>,
 }
 
-#[derive(Debug, Deserialize)]
+/// A group of PCs.
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Group {
+    /// Name of the image that the group boots: a folder in `images_dir`. Default: "minimal".
     pub(super) image: Option<Spanned<String>>,
+    /// Words put behind the image's and the head's own on the kernel command line. Default: none.
     pub(super) kernel_args: Option<Spanned<String>>,
+    /// A node that has not heard of the head for this long goes home. Default: "10m".
     pub(super) bail_out: Option<Spanned<String>>,
+    /// Time that draining may take before the reboot. Default: "60s".
     pub(super) patience: Option<Spanned<String>>,
+    /// PCs that belong to this group without being adopted one by one: MAC globs ("52:54:00:*"), SMBIOS UUIDs, IPv4
+    /// addresses or name globs. Default: none.
     #[serde(default, rename = "match")]
     pub(super) matches: Vec<Spanned<String>>,
 }
