@@ -123,6 +123,17 @@ fn page(command: Command, version: &str, section: &str) -> io::Result<Vec<u8>> {
     Ok(out)
 }
 
+/// The keys of one table of a file.
+#[derive(Debug, Clone)]
+pub struct KeySection {
+    /// Heading.
+    pub heading: String,
+    /// What stands above the keys; may be empty.
+    pub about: String,
+    /// Key with its type, and what is said about it.
+    pub keys: Vec<(String, String)>,
+}
+
 /// A page about a file: its keys in order, each with what is said about it.
 #[derive(Debug, Clone)]
 pub struct FilePage {
@@ -132,8 +143,8 @@ pub struct FilePage {
     pub about: String,
     /// Paragraphs before the keys.
     pub description: Vec<String>,
-    /// Sections of keys: heading, what stands above them, and (key with type, text).
-    pub sections: Vec<(String, String, Vec<(String, String)>)>,
+    /// Sections of keys.
+    pub sections: Vec<KeySection>,
     /// An example of the whole file.
     pub example: String,
     /// `cidhead(8)` and the like.
@@ -155,12 +166,12 @@ impl FilePage {
         for paragraph in &self.description {
             page.control("PP", []).text([roman(paragraph)]);
         }
-        for (heading, above, keys) in &self.sections {
-            page.control("SH", [heading.as_str()]);
-            if !above.is_empty() {
-                page.text([roman(above)]);
+        for section in &self.sections {
+            page.control("SH", [section.heading.as_str()]);
+            if !section.about.is_empty() {
+                page.text([roman(&section.about)]);
             }
-            for (key, text) in keys {
+            for (key, text) in &section.keys {
                 page.control("TP", []).text([bold(key)]).text([roman(text)]);
             }
         }

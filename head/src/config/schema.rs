@@ -1,7 +1,7 @@
 //! What `head.toml` may hold, told from the raw types: as JSON schema for editors, as head.toml(5) for people.
 //! Must not know a key by name.
 
-use cid_manual::FilePage;
+use cid_manual::{FilePage, KeySection};
 use serde_json::Value;
 
 use super::{STARTER, raw};
@@ -33,12 +33,7 @@ pub fn manual_page() -> FilePage {
 }
 
 /// One section for a table's own keys, then one for each table in it.
-fn tables(
-    root: &Value,
-    table: &Value,
-    path: &str,
-    sections: &mut Vec<(String, String, Vec<(String, String)>)>,
-) {
+fn tables(root: &Value, table: &Value, path: &str, sections: &mut Vec<KeySection>) {
     let mut keys = Vec::new();
     let mut inner = Vec::new();
     for (name, property) in table["properties"].as_object().into_iter().flatten() {
@@ -71,13 +66,17 @@ fn tables(
         } else {
             about(table)
         };
-        sections.push((heading, above, keys));
+        sections.push(KeySection {
+            heading,
+            about: above,
+            keys,
+        });
     }
     for (path, table, text) in inner {
         let before = sections.len();
         tables(root, table, &path, sections);
-        if let Some((_, above, _)) = sections.get_mut(before) {
-            *above = text;
+        if let Some(section) = sections.get_mut(before) {
+            section.about = text;
         }
     }
 }
@@ -153,10 +152,11 @@ mod tests {
                 "{path}: write a comment on its field in config/raw.rs"
             );
             let name = path.rsplit('.').next().unwrap();
-            let listed = page.sections.iter().any(|(heading, above, keys)| {
-                above == text
-                    || heading == &format!("[{path}]")
-                    || keys
+            let listed = page.sections.iter().any(|section| {
+                &section.about == text
+                    || section.heading == format!("[{path}]")
+                    || section
+                        .keys
                         .iter()
                         .any(|(key, about)| key.starts_with(&format!("{name} (")) && about == text)
             });
