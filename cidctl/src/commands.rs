@@ -7,11 +7,12 @@ use anyhow::Result;
 use cid_protocol::api::{
     AdoptRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status, WakeRequest,
 };
+use cid_protocol::doctor::{Checkup, Level};
 use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, print, tell};
+use crate::{Command, firewall, print, tell};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -48,6 +49,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
                 write(&print::explanation(&explanation))
             }
         }
+        Command::Doctor { json } => doctor(client, json.json).await,
         Command::Trace { machine, all, json } => trace(client, &machine, all, json.json).await,
         Command::Release { nodeset, json } => show_changed(
             &client.post("/v1/release", &ReleaseRequest { nodeset }).await?,
@@ -71,6 +73,25 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
                 write(&print::status(&status))
             }
         }
+    }
+}
+
+async fn doctor(client: &Client, json: bool) -> Result<()> {
+    let mut checkup: Checkup = client.get("/v1/doctor", &[]).await?;
+    checkup.findings.push(firewall::examine());
+    if json {
+        document(&checkup)?;
+    } else {
+        write(&tell::checkup(&checkup))?;
+    }
+    let failed = checkup
+        .findings
+        .iter()
+        .filter(|finding| finding.level == Level::Fail);
+    match failed.count() {
+        0 => Ok(()),
+        1 => anyhow::bail!("one thing must be mended before PCs boot"),
+        count => anyhow::bail!("{count} things must be mended before PCs boot"),
     }
 }
 

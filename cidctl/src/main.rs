@@ -5,6 +5,7 @@
 
 mod client;
 mod commands;
+mod firewall;
 mod print;
 mod tell;
 
@@ -109,6 +110,15 @@ enum Command {
         /// At most this many.
         #[arg(long, short = 'n', default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
         limit: u32,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Look at the head itself: ports, firewall, interface, images, templates, clock, disk, database, other servers.
+    #[command(
+        after_help = "Every line is ok, warn or FAIL, with what to do. Run it as root to see the firewall's rules.\n\
+                      Exit code 1 when something failed."
+    )]
+    Doctor {
         #[command(flatten)]
         json: Json,
     },

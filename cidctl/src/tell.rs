@@ -1,7 +1,8 @@
-//! A machine's timeline in plain words. Must not judge: the diagnosis is the head's.
+//! A machine's timeline, and what the doctor found, in plain words. Must not judge: the diagnosis is the head's.
 
 use std::fmt::Write as _;
 
+use cid_protocol::doctor::{Checkup, Level};
 use cid_protocol::trace::{Phase, Step, Trace, What};
 
 use crate::print::{plain, state, utc};
@@ -51,6 +52,28 @@ pub(crate) fn trace(trace: &Trace, all: bool) -> String {
     );
     if !diagnosis.remedy.is_empty() {
         let _ = writeln!(out, "what to do: {}", plain(&diagnosis.remedy));
+    }
+    out
+}
+
+/// The answer of `doctor`: a line for each finding, its remedy under it.
+pub(crate) fn checkup(checkup: &Checkup) -> String {
+    let mut out = String::new();
+    for finding in &checkup.findings {
+        let level = match finding.level {
+            Level::Ok => "ok",
+            Level::Warn => "warn",
+            Level::Fail => "FAIL",
+        };
+        let _ = writeln!(
+            out,
+            "{level:<4}  {:<12}  {}",
+            plain(&finding.check),
+            plain(&finding.text)
+        );
+        if !finding.remedy.is_empty() {
+            let _ = writeln!(out, "{:20}-> {}", "", plain(&finding.remedy));
+        }
     }
     out
 }

@@ -18,10 +18,12 @@ use axum::{Json, Router};
 use cid_protocol::api::{
     AdoptRequest, DhcpStatus, EventList, Explanation, NodeList, Problem, ReleaseRequest, Status, WakeRequest,
 };
+use cid_protocol::doctor::Checkup;
 use cid_protocol::trace::Trace;
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::config::Config;
 use crate::core::{Core, Pending};
 use crate::mac::Mac;
 use crate::registry::{CommandError, Registry};
@@ -66,6 +68,8 @@ pub struct Api {
     pub interface: String,
     /// Own address there.
     pub address: String,
+    /// What it was started with.
+    pub config: Config,
 }
 
 /// A failure: status and body.
@@ -132,6 +136,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/nodes", get(nodes))
         .route("/v1/adopt", post(adopt))
         .route("/v1/explain/{mac}", get(explain))
+        .route("/v1/doctor", get(doctor))
         .route("/v1/trace/{machine}", get(trace))
         .route("/v1/release", post(release))
         .route("/v1/wake", post(wake))
@@ -283,6 +288,14 @@ async fn events(
         .map_err(|error| failed(error.to_string()))?
         .map_err(|error| failed(error.to_string()))?;
     Ok(Json(EventList { events }))
+}
+
+async fn doctor(State(api): Shared) -> Result<Json<Checkup>, Failure> {
+    let examined = tokio::task::spawn_blocking(move || crate::doctor::examine(&api)).await;
+    let failed = |error: tokio::task::JoinError| {
+        Failure::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string(), "")
+    };
+    examined.map(Json).map_err(failed)
 }
 
 async fn status(State(api): Shared) -> Json<Status> {

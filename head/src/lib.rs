@@ -6,6 +6,7 @@ pub mod beacons;
 pub mod config;
 pub mod core;
 pub mod desk;
+pub mod doctor;
 pub mod interface;
 pub mod kept;
 pub mod mac;

@@ -233,6 +233,7 @@ fn start(
         boot: desk,
         interface: config.interface.clone(),
         address: interface.subnet.address.to_string(),
+        config: config.clone(),
     };
     let mut tasks = JoinSet::new();
     tasks.spawn(async move { failed("DHCP", shell.serve().await) });
@@ -367,6 +368,17 @@ pub fn check(config: &Config) -> Vec<String> {
         Some(overrides(config)),
         groups,
     ))
+}
+
+/// Why the loader scripts cannot be rendered, if so. Blocks.
+pub fn broken_templates(config: &Config) -> Vec<String> {
+    let offers = Offers::load(
+        Ipv4Addr::LOCALHOST,
+        config.images_dir.clone(),
+        Some(overrides(config)),
+        BTreeMap::new(),
+    );
+    offers.current().site.templates_broken.iter().cloned().collect()
 }
 
 /// Probes of two heads on one wire must differ.

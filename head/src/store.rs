@@ -240,6 +240,19 @@ impl Store {
         })
     }
 
+    /// Looks for damage. Blocks on the disk.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`], or [`StoreError::Open`] when the file cannot be read.
+    pub fn check(&self) -> Result<(), StoreError> {
+        let reader = self
+            .inner
+            .reader
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        check(&self.inner.path, &reader)
+    }
+
     /// Events behind `after`, oldest first; with `after` absent the newest ones. Blocks on the disk.
     ///
     /// # Errors
@@ -292,8 +305,8 @@ fn classify(path: &Path, source: rusqlite::Error) -> StoreError {
     }
 }
 
-/// Checks for damage and brings the tables up to this version.
-fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
+/// Looks for damage.
+fn check(path: &Path, connection: &Connection) -> Result<(), StoreError> {
     let verdict: String = connection
         .query_row("PRAGMA quick_check(1)", [], |row| row.get(0))
         .map_err(|error| classify(path, error))?;
@@ -303,6 +316,12 @@ fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
             detail: verdict,
         });
     }
+    Ok(())
+}
+
+/// Checks for damage and brings the tables up to this version.
+fn prepare(path: &Path, connection: &mut Connection) -> Result<(), StoreError> {
+    check(path, connection)?;
     schema::migrations()
         .to_latest(connection)
         .map_err(|error| match error {

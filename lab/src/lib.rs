@@ -13,6 +13,7 @@ pub mod pc;
 pub mod qmp;
 pub mod room;
 pub mod run;
+pub mod screen;
 pub mod stages;
 pub mod windows;
 

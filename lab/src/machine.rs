@@ -58,6 +58,7 @@ pub struct Machine {
     clock_offset_secs: i64,
     watchdog: Option<Watchdog>,
     screen: bool,
+    usb_keyboard: bool,
     pub(crate) settled: bool,
 }
 
@@ -90,6 +91,7 @@ impl Machine {
             clock_offset_secs: 0,
             watchdog: None,
             screen: false,
+            usb_keyboard: false,
             settled: false,
         }
     }
@@ -147,6 +149,13 @@ impl Machine {
     #[must_use]
     pub fn screen(mut self) -> Self {
         self.screen = true;
+        self
+    }
+
+    /// A USB keyboard in place of the PS/2 one, on a USB controller of its own.
+    #[must_use]
+    pub fn usb_keyboard(mut self) -> Self {
+        self.usb_keyboard = true;
         self
     }
 
@@ -258,6 +267,14 @@ impl Machine {
         if self.watchdog == Some(Watchdog::I6300esb) {
             command.args(["-device", "i6300esb,addr=0x1c"]);
         }
+        if self.usb_keyboard {
+            command.args([
+                "-device",
+                "qemu-xhci,id=keyboards,addr=0x19",
+                "-device",
+                "usb-kbd,bus=keyboards.0",
+            ]);
+        }
         self.disk_arguments(command, files);
         for (number, ((model, tap), mac)) in self.nics.iter().zip(taps).zip(macs).enumerate() {
             let slot = usize::from(FIRST_NIC_SLOT) + number;
@@ -280,14 +297,17 @@ impl Machine {
     }
 
     fn board(&self, command: &mut Command, files: &Files) -> Result<()> {
-        let board = if self.screen { "q35" } else { "q35,graphics=off" };
+        let mut board = if self.screen { "q35" } else { "q35,graphics=off" }.to_owned();
+        if self.usb_keyboard {
+            board.push_str(",i8042=off");
+        }
         let code = match self.firmware {
             Firmware::Bios => {
-                command.args(["-machine", board]);
+                command.args(["-machine", &board]);
                 return Ok(());
             }
             Firmware::Uefi => {
-                command.args(["-machine", board]);
+                command.args(["-machine", &board]);
                 "OVMF_CODE_4M.fd"
             }
             Firmware::UefiSecureBoot => {
@@ -381,6 +401,11 @@ impl Files {
     #[must_use]
     pub fn qemu_log(&self) -> PathBuf {
         self.file("qemu")
+    }
+    /// What was on its screen at the last look.
+    #[must_use]
+    pub fn screen(&self, suffix: &str) -> PathBuf {
+        self.file(suffix)
     }
     /// The command line that started it, for pasting.
     #[must_use]

@@ -77,6 +77,15 @@ enum Command {
     },
     #[command(flatten)]
     Documents(cid_manual::Documents),
+    /// Boot one UEFI PC and save what the person at it sees, as PNG.
+    #[command(after_help = "The README's picture: cidlab screenshot docs/images/screen.png")]
+    Screenshot {
+        /// Where to.
+        out: PathBuf,
+        /// Folder of built images.
+        #[arg(long, value_name = "DIR")]
+        images: Option<PathBuf>,
+    },
     /// Holds the room that `up` opened.
     #[command(hide = true)]
     Keep { pcs: u8, images: PathBuf, image: String },
@@ -115,6 +124,7 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Exec { command } => return keeper::exec(&command),
         Command::Keep { pcs, images, image } => keeper::keep(pcs, images, &image)?,
         Command::Documents(documents) => documents.write::<Arguments>("1")?,
+        Command::Screenshot { out, images } => cidlab::screen::portrait(&or_default(images), &out)?,
         Command::Variables { before, after } => return variables(&before, &after),
         Command::Demo {
             control,

@@ -250,13 +250,26 @@ impl Pc {
         self.qmp("system_powerdown", &json!({})).map(drop)
     }
 
-    /// Presses a key by QEMU's name for it (`spc`, `ret`, `a`).
+    /// Presses a key by QEMU's name for it (`spc`, `ret`, `a`), or several at once (`ctrl-alt-delete`).
     ///
     /// # Errors
     /// When the PC is off.
-    pub fn press(&mut self, key: &str) -> Result<()> {
-        self.qmp("send-key", &json!({"keys": [{"type": "qcode", "data": key}]}))
-            .map(drop)
+    pub fn press(&mut self, keys: &str) -> Result<()> {
+        let key = |name| json!({"type": "qcode", "data": name});
+        let keys: Vec<_> = keys.split('-').map(key).collect();
+        self.qmp("send-key", &json!({ "keys": keys })).map(drop)
+    }
+
+    /// Presses and lets go a button of the mouse.
+    ///
+    /// # Errors
+    /// When the PC is off.
+    pub fn click(&mut self) -> Result<()> {
+        for down in [true, false] {
+            let event = json!({"type": "btn", "data": {"button": "left", "down": down}});
+            self.qmp("input-send-event", &json!({"events": [event]}))?;
+        }
+        Ok(())
     }
 
     /// Plugs the cable of NIC `number` in or out.
@@ -269,12 +282,15 @@ impl Pc {
             .map(drop)
     }
 
-    /// Saves what is on the screen (PPM). The machine must have been built with a screen.
+    /// Saves what is on the screen, as PNG where the name ends so, else as PPM. The machine must have been built with a screen.
     ///
     /// # Errors
     /// When it has none or is off.
     pub fn screenshot(&mut self, path: &std::path::Path) -> Result<()> {
-        self.qmp("screendump", &json!({"filename": path})).map(drop)
+        let png = path.extension().is_some_and(|suffix| suffix == "png");
+        let format = if png { "png" } else { "ppm" };
+        self.qmp("screendump", &json!({"filename": path, "format": format}))
+            .map(drop)
     }
 
     /// Freezes the processor, as a PC whose hardware hangs.

@@ -7,8 +7,11 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::OnceLock;
+use std::time::{Duration, Instant};
 
 use nix::fcntl::OFlag;
+
+use crate::page::{Facts, Page};
 
 static LOG: OnceLock<File> = OnceLock::new();
 
@@ -69,11 +72,26 @@ fn uptime() -> String {
     text.split(' ').next().unwrap_or_default().to_owned()
 }
 
+/// What a terminal has that does not say its size.
+const DEFAULT_SIZE: (u16, u16) = (80, 25);
+
 /// The page on the PC's screen.
 #[derive(Default)]
 pub(crate) struct Screen {
     terminal: Option<File>,
-    shown: String,
+    doing: String,
+    trouble: String,
+    facts: Facts,
+    leaving: Option<Leaving>,
+    /// What is on the screen and in the log now.
+    drawn: Option<Page>,
+}
+
+/// The way home that is under way.
+struct Leaving {
+    reason: String,
+    step: usize,
+    until: Instant,
 }
 
 impl Screen {
@@ -81,37 +99,117 @@ impl Screen {
     pub(crate) fn open() -> Self {
         Self {
             terminal: open_terminal("/dev/tty1"),
-            shown: String::new(),
+            ..Self::default()
         }
     }
 
     /// Shows what this PC is doing; also in the log.
-    pub(crate) fn show(&mut self, state: &str) {
-        if self.shown == state {
+    pub(crate) fn show(&mut self, doing: &str) {
+        doing.clone_into(&mut self.doing);
+        self.draw();
+    }
+
+    /// Shows what is wrong with this PC; also in the log.
+    pub(crate) fn show_trouble(&mut self, trouble: &str) {
+        trouble.clone_into(&mut self.trouble);
+        self.draw();
+    }
+
+    /// Takes in what the head said; it is shown with the next page.
+    pub(crate) fn learn(&mut self, key: &str, text: &str) {
+        let field = match key {
+            "site" => &mut self.facts.site,
+            "group" => &mut self.facts.group,
+            "name" => &mut self.facts.name,
+            "until" => &mut self.facts.until,
+            _ => return,
+        };
+        text.clone_into(field);
+        if key == "until" {
+            self.draw();
+        }
+    }
+
+    /// From now on the page counts down to the restart.
+    pub(crate) fn leave(&mut self, reason: &str, within: Duration) {
+        let until = Instant::now() + within;
+        match &mut self.leaving {
+            // The first reason stands, and so does the first promise.
+            Some(leaving) => leaving.until = leaving.until.min(until),
+            None => {
+                self.leaving = Some(Leaving {
+                    reason: reason.to_owned(),
+                    step: 0,
+                    until,
+                });
+            }
+        }
+        self.draw();
+    }
+
+    /// The next step of the way home.
+    pub(crate) fn step(&mut self, step: usize) {
+        if let Some(leaving) = &mut self.leaving {
+            leaving.step = step;
+        }
+        self.draw();
+    }
+
+    /// Whether the page has to be drawn every second.
+    pub(crate) fn counts_down(&self) -> bool {
+        self.leaving.is_some()
+    }
+
+    /// Draws the page as it is now, and logs it if it changed in more than its seconds.
+    pub(crate) fn draw(&mut self) {
+        let page = self.page();
+        if self.drawn.as_ref() == Some(&page) {
             return;
         }
-        state.clone_into(&mut self.shown);
-        log(state);
-        self.draw(state, "Press any key to get Windows back.");
-    }
-
-    /// The last page.
-    pub(crate) fn farewell(&mut self, reason: &str) {
-        log(&format!("going home: {reason}"));
-        self.draw(
-            &format!("going home: {reason}"),
-            "This PC restarts now and starts Windows.",
-        );
-    }
-
-    fn draw(&mut self, state: &str, how_home: &str) {
-        // Terminals of the kernel: clear, home, hide the cursor; show it bold.
-        let page = format!(
-            "\x1b[2J\x1b[H\x1b[?25l\r\n\r\n  This PC is lending its processor and memory to the cluster.\r\n  \
-             Its disk is not touched.\r\n\r\n  Now: {state}\r\n\r\n  \x1b[1m{how_home}\x1b[0m\r\n"
-        );
-        if let Some(terminal) = &mut self.terminal {
-            let _ = terminal.write_all(page.as_bytes());
+        if self.drawn.as_ref().is_none_or(|drawn| differs(drawn, &page)) {
+            log(&page.line());
         }
+        if let Some(terminal) = &mut self.terminal {
+            let (columns, rows) = cid_sys::terminal::size(terminal)
+                .ok()
+                .filter(|(columns, rows)| *columns > 0 && *rows > 0)
+                .unwrap_or(DEFAULT_SIZE);
+            let _ = terminal.write_all(page.render(columns.into(), rows.into()).as_bytes());
+        }
+        self.drawn = Some(page);
+    }
+
+    fn page(&self) -> Page {
+        match &self.leaving {
+            Some(leaving) => Page::GoingHome {
+                reason: leaving.reason.clone(),
+                step: leaving.step,
+                secs: leaving
+                    .until
+                    .saturating_duration_since(Instant::now())
+                    .as_secs_f32()
+                    .ceil() as u64,
+            },
+            None => Page::Working {
+                doing: self.doing.clone(),
+                facts: self.facts.clone(),
+                trouble: self.trouble.clone(),
+            },
+        }
+    }
+}
+
+/// Whether two pages differ in more than the seconds of a countdown.
+fn differs(one: &Page, other: &Page) -> bool {
+    match (one, other) {
+        (
+            Page::GoingHome { reason, step, .. },
+            Page::GoingHome {
+                reason: other_reason,
+                step: other_step,
+                ..
+            },
+        ) => reason != other_reason || step != other_step,
+        _ => one != other,
     }
 }

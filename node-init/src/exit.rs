@@ -18,11 +18,14 @@ use crate::run::Pc;
 const TERM_BOUND: Duration = Duration::from_millis(1500);
 /// How long the kernel has to end them after SIGKILL, and to write caches.
 const KILL_BOUND: Duration = Duration::from_millis(1500);
+/// All of it, rounded up: what the screen promises when nobody asked before.
+const EXIT_BOUND: Duration = Duration::from_secs(5);
 const EVERYBODY: Pid = Pid::from_raw(-1);
 
 /// Ends this boot. With `cid.hold` on the kernel command line the PC stays here instead, for whoever looks.
 pub(crate) fn go_home(pc: &mut Pc, reason: &str) -> ! {
-    pc.screen.farewell(reason);
+    pc.screen.leave(reason, EXIT_BOUND);
+    pc.screen.step(1);
     if pc.hold {
         hold(pc);
     }
@@ -42,6 +45,7 @@ pub(crate) fn go_home(pc: &mut Pc, reason: &str) -> ! {
     {
         reap_until(Instant::now() + KILL_BOUND);
     }
+    pc.screen.step(2);
     log("rebooting");
     reset()
 }

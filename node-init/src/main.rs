@@ -3,7 +3,7 @@
 //!
 //! | going home because | how | bound until the reset |
 //! |---|---|---|
-//! | any key, power button, Ctrl-Alt-Del | [`keys`], signals -> drain | 10 s |
+//! | any key, power button, Ctrl-Alt-Del | [`keys`], signals -> drain | 10 s, `patience` if that is less |
 //! | the agent says so (released, head unreachable) | [`supervise`] | at once |
 //! | agent dead or silent | [`supervise`]: 3 restarts | 2 min |
 //! | initramfs truncated, a phase failed | [`phases`] | at once |
@@ -18,6 +18,7 @@ mod drivers;
 mod exit;
 mod keys;
 mod mounts;
+mod page;
 mod phases;
 mod run;
 mod supervise;

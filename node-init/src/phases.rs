@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::Duration;
 
 use cid_protocol::cmdline;
 
@@ -120,6 +121,9 @@ fn console(pc: &mut Pc) -> Result<(), String> {
     pc.screen = Screen::open();
     let line = fs::read_to_string("/proc/cmdline").map_err(|error| format!("/proc/cmdline: {error}"))?;
     pc.hold = cmdline::lookup(&line, cmdline::HOLD).is_some();
+    if let Some(secs) = cmdline::lookup(&line, cmdline::PATIENCE).and_then(|text| text.parse().ok()) {
+        pc.supervisor.set_patience(Duration::from_secs(secs));
+    }
     pc.screen.show("starting");
     Ok(())
 }
@@ -202,6 +206,11 @@ fn no_block_devices(_: &mut Pc) -> Result<(), String> {
 }
 
 fn prune_drivers(pc: &mut Pc) -> Result<(), String> {
+    let without = drivers::cards_without_driver();
+    if !without.is_empty() {
+        pc.screen
+            .show_trouble(&format!("No driver for its network card {}.", without.join(", ")));
+    }
     let (files, bytes) = pc.drivers.prune();
     log(&format!("{files} module files deleted, {} KiB", bytes / 1024));
     Ok(())

@@ -33,7 +33,7 @@ pub(crate) struct Pc {
     pub(crate) watchdog: Option<Watchdog>,
     /// Name of each phase and when it was done, in milliseconds since the kernel's start.
     pub(crate) phases: Vec<(&'static str, u64)>,
-    supervisor: Supervisor,
+    pub(crate) supervisor: Supervisor,
     agent: Option<Agent>,
     started: Instant,
     feed_at: Duration,
@@ -130,6 +130,9 @@ pub(crate) fn forever(pc: &mut Pc) -> ! {
             }
         }
         obey(pc, now);
+        if pc.screen.counts_down() {
+            pc.screen.draw();
+        }
     }
 }
 
@@ -162,6 +165,12 @@ fn wait(pc: &Pc) -> Ready {
         .supervisor
         .next_deadline()
         .map_or(pc.feed_at, |deadline| deadline.min(pc.feed_at));
+    // The countdown changes every second.
+    let next = if pc.screen.counts_down() {
+        next.min(now + Duration::from_secs(1))
+    } else {
+        next
+    };
     // Rounded up, so that the deadline has passed when poll returns; at least a moment, so that a descriptor
     // stuck in error cannot make this loop spin unseen.
     let millis = next.saturating_sub(now).as_millis() + 1;
@@ -274,6 +283,8 @@ fn obey(pc: &mut Pc, now: Duration) {
                 }
             }
             Output::Show(text) => pc.screen.show(&text),
+            Output::Learn(key, text) => pc.screen.learn(&key, &text),
+            Output::Leave { reason, within } => pc.screen.leave(&reason, within),
             Output::Home(reason) => exit::go_home(pc, &reason),
         }
     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use cid_protocol::supervision::{FromAgent, FromInit, SILENCE_SECS};
 
-/// How long a hand-back may take when a person asks for it, in seconds (no jobs yet).
+/// From a key to the reset, in seconds, while there are no jobs; less when the group's `patience` is less.
 pub(crate) const HAND_BACK_SECS: u64 = 10;
+/// What of it [`crate::exit`] may need behind the drain.
+const EXIT_SECS: u64 = 5;
 /// Restarts before the agent is given up.
 const RESTARTS: u32 = 3;
 /// Delay before each restart, in seconds, times two for every one before.
@@ -24,6 +26,13 @@ pub(crate) enum Output {
     Kill,
     Tell(FromInit),
     Show(String),
+    /// A word for the screen: key and text.
+    Learn(String, String),
+    /// Count down to the restart on the screen.
+    Leave {
+        reason: String,
+        within: Duration,
+    },
     /// The end of this boot; nothing comes after it.
     Home(String),
 }
@@ -47,6 +56,7 @@ enum State {
 pub(crate) struct Supervisor {
     state: State,
     restarts: u32,
+    hand_back: Duration,
     outputs: VecDeque<Output>,
 }
 
@@ -57,12 +67,18 @@ impl Default for Supervisor {
                 until: Duration::ZERO,
             },
             restarts: 0,
+            hand_back: Duration::from_secs(HAND_BACK_SECS),
             outputs: VecDeque::new(),
         }
     }
 }
 
 impl Supervisor {
+    /// The group's `patience`: a hand-back takes no longer.
+    pub(crate) fn set_patience(&mut self, patience: Duration) {
+        self.hand_back = patience.min(Duration::from_secs(HAND_BACK_SECS));
+    }
+
     /// The agent said something.
     pub(crate) fn handle_message(&mut self, now: Duration, message: FromAgent) {
         if let State::Running { heard, .. } = &mut self.state {
@@ -71,7 +87,11 @@ impl Supervisor {
         match (&self.state, message) {
             (State::Over, _) | (_, FromAgent::Alive) => {}
             (_, FromAgent::Status(text)) => self.outputs.push_back(Output::Show(text)),
-            (_, FromAgent::Up(name)) => self.outputs.push_back(Output::Show(format!("working as {name}"))),
+            (_, FromAgent::Fact { key, text }) => self.outputs.push_back(Output::Learn(key, text)),
+            (_, FromAgent::Up(name)) => {
+                self.outputs.push_back(Output::Learn("name".to_owned(), name));
+                self.outputs.push_back(Output::Show("ready for jobs".to_owned()));
+            }
             (State::Draining { reason, .. }, FromAgent::Home(_)) => {
                 let reason = reason.clone();
                 self.home(reason);
@@ -101,15 +121,18 @@ impl Supervisor {
         match self.state {
             State::Over | State::Draining { .. } => {}
             State::Running { .. } => {
-                let until = now + Duration::from_secs(HAND_BACK_SECS);
+                let drain = self.hand_back.saturating_sub(Duration::from_secs(EXIT_SECS));
+                let until = now + drain;
                 self.state = State::Draining {
                     until,
                     reason: reason.to_owned(),
                 };
-                self.outputs
-                    .push_back(Output::Show(format!("{reason}: going home")));
+                self.outputs.push_back(Output::Leave {
+                    reason: reason.to_owned(),
+                    within: self.hand_back,
+                });
                 let drain = FromInit::Drain {
-                    secs: HAND_BACK_SECS,
+                    secs: drain.as_secs(),
                     reason: reason.to_owned(),
                 };
                 self.outputs.push_back(Output::Tell(drain));
@@ -198,7 +221,7 @@ mod tests {
 
     fn drain(s: &mut Supervisor) -> Vec<Output> {
         std::iter::from_fn(|| s.poll_output())
-            .filter(|output| !matches!(output, Output::Show(_)))
+            .filter(|output| !matches!(output, Output::Show(_) | Output::Learn(..) | Output::Leave { .. }))
             .collect()
     }
 
@@ -260,12 +283,12 @@ mod tests {
     }
 
     #[test]
-    fn a_key_drains_and_the_reset_comes_when_the_agent_is_ready_or_after_ten_seconds() {
+    fn a_key_drains_and_the_reset_comes_when_the_agent_is_ready_or_within_ten_seconds() {
         for answers in [true, false] {
             let mut s = started();
             s.handle_person(at(5), "key pressed");
             let drain_line = FromInit::Drain {
-                secs: 10,
+                secs: 5,
                 reason: "key pressed".into(),
             };
             assert_eq!(drain(&mut s), [Output::Tell(drain_line)]);
@@ -274,13 +297,25 @@ mod tests {
             if answers {
                 s.handle_message(at(6), FromAgent::Home("drained".into()));
             } else {
-                s.handle_deadline(at(14));
+                s.handle_deadline(at(9));
                 assert_eq!(drain(&mut s), []);
-                s.handle_deadline(at(15));
+                s.handle_deadline(at(10));
             }
             assert_eq!(drain(&mut s), [Output::Home("key pressed".into())]);
             assert_eq!(s.next_deadline(), None);
         }
+    }
+
+    #[test]
+    fn a_short_patience_shortens_the_hand_back() {
+        let mut s = started();
+        s.set_patience(at(3));
+        s.handle_person(at(5), "key pressed");
+        s.handle_deadline(at(5));
+        assert!(matches!(
+            drain(&mut s).as_slice(),
+            [Output::Tell(_), Output::Home(_)]
+        ));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! | `GET /v1/nodes?nodeset=…` | - | [`NodeList`] |
 //! | `POST /v1/adopt` | [`AdoptRequest`] | [`NodeList`] |
 //! | `GET /v1/explain/{mac}` | - | [`Explanation`] |
+//! | `GET /v1/doctor` | - | [`crate::doctor::Checkup`] |
 //! | `GET /v1/trace/{machine}` | - | [`crate::trace::Trace`] |
 //! | `POST /v1/release` | [`ReleaseRequest`] | [`NodeList`] |
 //! | `POST /v1/wake` | [`WakeRequest`] | [`NodeList`] |

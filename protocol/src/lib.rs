@@ -4,7 +4,7 @@
 //! | module | spoken between | where it travels |
 //! |---|---|---|
 //! | [`api`] | `cidctl` and `cidhead` | HTTP/1.1 with JSON over a local Unix socket |
-//! | [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
+//! | [`doctor`], [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
 //! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
@@ -13,6 +13,8 @@
 #[cfg(feature = "serde")]
 pub mod api;
 pub mod cmdline;
+#[cfg(feature = "serde")]
+pub mod doctor;
 #[cfg(feature = "serde")]
 pub mod manifest;
 #[cfg(feature = "serde")]

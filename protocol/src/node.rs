@@ -142,4 +142,7 @@ pub struct Welcome {
     /// Who runs this cluster, for the person at the PC; may be empty.
     #[serde(default)]
     pub site: String,
+    /// Local time at which the PC goes home, for the person at it (`06:30`); empty when it is not planned.
+    #[serde(default)]
+    pub until: String,
 }

@@ -25,6 +25,14 @@ pub enum FromAgent {
     Status(String),
     /// `up NAME`: the node has joined under this name.
     Up(String),
+    /// `fact KEY TEXT`: something for the person at the PC; `site`, `group` and `until` (local time at which the PC goes
+    /// home) are shown, other keys are passed over.
+    Fact {
+        /// One word.
+        key: String,
+        /// Plain words; empty takes it back.
+        text: String,
+    },
     /// `home REASON`: reboot into the PC's own system now; draining is finished.
     Home(String),
 }
@@ -56,6 +64,7 @@ impl FromAgent {
             Self::Alive => "alive".to_owned(),
             Self::Status(text) => format!("status {}", one_line(text)),
             Self::Up(name) => format!("up {}", one_line(name)),
+            Self::Fact { key, text } => format!("fact {} {}", key.replace(' ', "-"), one_line(text)),
             Self::Home(reason) => format!("home {}", one_line(reason)),
         }
     }
@@ -68,6 +77,13 @@ impl FromAgent {
             "status" => Some(Self::Status(rest.to_owned())),
             "up" => Some(Self::Up(rest.to_owned())),
             "home" => Some(Self::Home(rest.to_owned())),
+            "fact" => {
+                let (key, text) = rest.split_once(' ').unwrap_or((rest, ""));
+                Some(Self::Fact {
+                    key: key.to_owned(),
+                    text: text.to_owned(),
+                })
+            }
             _ => None,
         }
     }
@@ -124,6 +140,10 @@ mod tests {
             FromAgent::Status("asking for an address".into()),
             FromAgent::Up("lab-a01".into()),
             FromAgent::Home("released".into()),
+            FromAgent::Fact {
+                key: "site".into(),
+                text: "Computing centre, room 101".into(),
+            },
         ] {
             assert_eq!(FromAgent::parse(&message.to_line()), Some(message));
         }

@@ -8,6 +8,7 @@
 //! | [`watchdog`] | time-out of a hardware watchdog |
 //! | [`descriptors`] | file descriptors inherited by number, and handed on by number |
 //! | [`signals`] | the signal mask of a child |
+//! | [`terminal`] | columns and rows of a terminal |
 //! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
 
 pub mod clock;
@@ -15,6 +16,7 @@ pub mod descriptors;
 pub mod evdev;
 pub mod modules;
 pub mod signals;
+pub mod terminal;
 pub mod watchdog;
 
 use std::io;

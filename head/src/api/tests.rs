@@ -69,6 +69,7 @@ async fn head(folder: &Path) -> PathBuf {
         boot: Arc::new(NoBoot),
         interface: "e0".into(),
         address: "10.77.0.1".into(),
+        config,
     };
     tokio::spawn(serve(Arc::new(api), listener));
     path

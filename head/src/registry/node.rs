@@ -69,6 +69,8 @@ impl Registry {
             bail_out_secs: bail_out,
             patience_secs: patience,
             site: self.site.clone(),
+            // Nothing is planned while a group has no hours.
+            until: String::new(),
         };
         self.outputs.push_back(Output::Send {
             connection,

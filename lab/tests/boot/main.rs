@@ -5,6 +5,7 @@ mod going_home;
 mod loaders;
 mod memory;
 mod nics;
+mod person;
 
 use anyhow::Result;
 use cidlab::{Lab, Pc, WINDOWS_LIMIT};

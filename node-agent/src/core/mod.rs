@@ -225,6 +225,15 @@ impl Node {
                 self.outputs.push_back(Output::SetClock {
                     unix_ms: welcome.time_unix_ms,
                 });
+                for (key, text) in [
+                    ("site", welcome.site),
+                    ("group", welcome.group),
+                    ("until", welcome.until),
+                ] {
+                    let key = key.to_owned();
+                    self.outputs
+                        .push_back(Output::Tell(FromAgent::Fact { key, text }));
+                }
                 self.outputs.push_back(Output::Tell(FromAgent::Up(welcome.name)));
                 self.announce(NodeState::Up);
                 self.handle_deadline(now);

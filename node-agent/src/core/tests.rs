@@ -40,7 +40,8 @@ fn drain(node: &mut Node) -> Vec<Output> {
     all.filter(|output| {
         !matches!(
             output,
-            Output::Tell(FromAgent::Alive | FromAgent::Status(_)) | Output::Announce { .. }
+            Output::Tell(FromAgent::Alive | FromAgent::Status(_) | FromAgent::Fact { .. })
+                | Output::Announce { .. }
         )
     })
     .collect()
@@ -61,7 +62,8 @@ fn welcome() -> ToNode {
         time_unix_ms: 5,
         bail_out_secs: 600,
         patience_secs: 60,
-        site: String::new(),
+        site: "Computing centre".into(),
+        until: "06:30".into(),
     })
 }
 
@@ -75,6 +77,12 @@ fn up() -> Node {
     n.handle_connected(at(1));
     assert_eq!(drain(&mut n), [Output::SendHello { index: 1 }]);
     n.handle_message(at(1), welcome());
+    let said: Vec<String> = n.outputs.iter().map(|output| format!("{output:?}")).collect();
+    assert!(
+        said.iter()
+            .any(|line| line.contains("until") && line.contains("06:30")),
+        "{said:?}"
+    );
     let up = Output::Tell(FromAgent::Up("lab-a01".into()));
     assert_eq!(
         drain(&mut n),

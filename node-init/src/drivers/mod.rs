@@ -31,6 +31,32 @@ pub(crate) struct Drivers {
     cmdline: String,
 }
 
+/// PCI vendor and device, as `8086:15f3`, of each network card that no driver took.
+pub(crate) fn cards_without_driver() -> Vec<String> {
+    let devices = fs::read_dir("/sys/bus/pci/devices")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut found: Vec<String> = devices
+        .filter_map(|device| card_without_driver(&device.path()))
+        .collect();
+    found.sort();
+    found.dedup();
+    found
+}
+
+fn card_without_driver(device: &Path) -> Option<String> {
+    let number = |name: &str| {
+        let text = fs::read_to_string(device.join(name)).ok()?;
+        text.trim().strip_prefix("0x").map(str::to_owned)
+    };
+    // PCI class 02.00: an Ethernet controller.
+    let ethernet = number("class")?.starts_with("0200");
+    (ethernet && !device.join("driver").exists())
+        .then(|| Some(format!("{}:{}", number("vendor")?, number("device")?)))
+        .flatten()
+}
+
 impl Drivers {
     /// Reads the index of the running kernel's modules.
     pub(crate) fn open() -> Result<Self, String> {
@@ -207,6 +233,22 @@ fn modaliases() -> BTreeSet<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_card_that_no_driver_took_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for (file, text) in [
+            ("class", "0x020000\n"),
+            ("vendor", "0x8086\n"),
+            ("device", "0x15f3\n"),
+        ] {
+            fs::write(folder.path().join(file), text).unwrap();
+        }
+        assert_eq!(card_without_driver(folder.path()).as_deref(), Some("8086:15f3"));
+        fs::create_dir(folder.path().join("driver")).unwrap();
+        assert_eq!(card_without_driver(folder.path()), None);
+        assert_eq!(card_without_driver(Path::new("/does/not/exist")), None);
+    }
 
     #[test]
     fn the_command_line_reaches_modules() {
