@@ -77,9 +77,9 @@ struct ImageArguments {
     /// Name of a recipe in images/, or a recipe file (with '/' or '.toml').
     #[arg(default_value = "minimal")]
     recipe: String,
-    /// Folder in which the image's own folder appears.
-    #[arg(long, value_name = "DIR", default_value = "build/images")]
-    out: PathBuf,
+    /// Folder in which the image's own folder appears [default: build/images in a source tree, else /var/lib/cid/images].
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Kernel file (bzImage), in place of the recipe's.
     #[arg(long, value_name = "FILE", requires = "modules")]
     kernel: Option<PathBuf>,
@@ -170,7 +170,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
 fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bool> {
     let recipe = Recipe::load(&recipe_file(&arguments.recipe)?)?;
     let options = Options {
-        out: arguments.out,
+        out: arguments.out.unwrap_or_else(default_out),
         kernel: arguments.kernel.zip(arguments.modules),
         shim: arguments.shim,
         grub: arguments.grub,
@@ -209,6 +209,16 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
     }
     writeln!(output, "{}", built.folder.display())?;
     Ok(true)
+}
+
+/// Where the head looks, unless this is a developer's tree.
+fn default_out() -> PathBuf {
+    let in_tree = beside_executable(3).is_some_and(|tree| tree.join("images").is_dir());
+    if in_tree || Path::new("images").is_dir() {
+        PathBuf::from("build/images")
+    } else {
+        PathBuf::from("/var/lib/cid/images")
+    }
 }
 
 /// A file when it looks like one, else a recipe by name: here, beside the source tree, or installed.

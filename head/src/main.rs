@@ -114,8 +114,14 @@ fn init(file: &Path, named: Option<String>, state_dir: Option<PathBuf>) -> Resul
     for folder in [&config.state_dir, &config.images_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    let unit = "/lib/systemd/system/cidhead.service";
+    let start = if file == Path::new(DEFAULT_PATH) && Path::new(unit).exists() {
+        "systemctl start cidhead"
+    } else {
+        "cidhead"
+    };
     eprintln!(
-        "cidhead: wrote {} for interface {chosen}; next: `cidbuild image minimal --out {}`, `cidhead check`",
+        "cidhead: wrote {} for interface {chosen}; next: `cidbuild image minimal --out {}`, `cidhead check`, `{start}`",
         file.display(),
         config.images_dir.display()
     );
