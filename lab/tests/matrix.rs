@@ -23,13 +23,14 @@ fn each_joins(name: &str, machines: impl Iterator<Item = (String, Machine)>) -> 
     Ok(())
 }
 
+/// QEMU's pcnet is left out: iPXE's driver for it receives nothing more after the first burst that overruns its ring of
+/// descriptors (seen in the capture: it answers 16 segments that arrive together, then never again).
 #[test]
 fn bios_boots_from_every_nic_that_has_a_rom() -> Result<()> {
     let models = [
         "e1000",
         "e1000e",
         "ne2k_pci",
-        "pcnet",
         "rtl8139",
         "virtio-net-pci",
         "vmxnet3",
