@@ -61,9 +61,6 @@ pub enum Refusal {
     /// The attempt could not be written to disk.
     #[error("file-not-committed")]
     NotCommitted,
-    /// As many transfers are under way as may be.
-    #[error("tftp-too-many-transfers")]
-    TooManyTransfers,
 }
 
 /// Reads a path. `\` is a separator, doubled and leading separators do not matter.

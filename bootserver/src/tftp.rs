@@ -1,128 +1,251 @@
-//! TFTP for firmware (RFC 1350, 2347, 2348, 2349, 7440) on `async-tftp`. Read only; files come from [`Files`].
+//! TFTP for firmware (RFC 1350, 2347, 2348, 2349, 7440): the socket, the clock and the journal around [`server::Server`]. Read
+//! only; files come from [`Files`]. Why it is our own: docs/decisions/0004-own-tftp.md.
+//!
+//! One thread receives and sends with blocking calls: in lock step every block waits for a system call, and two of
+//! them (receive, send) are the fewest there can be.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
-use std::path::Path;
-use std::pin::Pin;
-use std::sync::Arc;
-use std::task::{Context, Poll};
-use std::time::Duration;
+pub mod journal;
+pub mod packet;
+pub mod server;
+pub mod transfer;
 
-use async_tftp::packet;
-use async_tftp::server::{Handler, TftpServerBuilder};
+use std::io::{self, ErrorKind};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
 use bytes::Bytes;
-use futures_lite::io::{AsyncRead, Cursor, Sink};
 use socket2::Socket;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
 
+use self::journal::Journal;
+use self::server::Output;
+pub use self::server::{MAX_TRANSFERS, MAX_TRANSFERS_PER_CLIENT};
 use crate::directory::Directory;
 use crate::files::{Files, Refusal};
 use crate::keep::SocketKeeper;
 
 /// Well-known port.
 pub const PORT: u16 = 69;
-/// An Ethernet frame's worth (what EDK2 asks for); larger blocks would fragment.
-const MAX_BLOCK_SIZE: u16 = 1468;
-/// Some clients fail on large windows (u-root pull request 1966).
-const MAX_WINDOW_SIZE: u16 = 16;
-const TIMEOUT: Duration = Duration::from_secs(1);
-const MAX_RETRIES: u32 = 8;
-/// Transfers at a time, each with a socket and a window of blocks: a stranger who asks from ever new ports can hold no more
-/// than 256 descriptors and 6 MiB, for 9 s. A room of 200 PCs that is powered on at once fits.
-pub const MAX_TRANSFERS: usize = 256;
-
-struct Shell<D> {
-    files: Files<D>,
-    slots: Arc<Semaphore>,
-}
-
-/// A file on its way; its slot is free again when the library drops it.
-struct Transfer {
-    content: Cursor<Bytes>,
-    _slot: OwnedSemaphorePermit,
-}
-
-impl AsyncRead for Transfer {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut [u8],
-    ) -> Poll<std::io::Result<usize>> {
-        Pin::new(&mut self.content).poll_read(context, buffer)
-    }
-}
-
-impl<D: Directory> Handler for Shell<D> {
-    type Reader = Transfer;
-    type Writer = Sink;
-
-    async fn read_req_open(
-        &mut self,
-        client: &SocketAddr,
-        path: &Path,
-    ) -> Result<(Self::Reader, Option<u64>), packet::Error> {
-        let (IpAddr::V4(address), Some(path)) = (client.ip(), path.to_str()) else {
-            return Err(packet::Error::FileNotFound);
-        };
-        let Ok(slot) = Arc::clone(&self.slots).try_acquire_owned() else {
-            self.files.count(&Refusal::TooManyTransfers);
-            return Err(packet::Error::Msg("too many transfers; try again".to_owned()));
-        };
-        match self.files.open(address, path).await {
-            Ok(bytes) => {
-                let size = bytes.len() as u64;
-                let transfer = Transfer {
-                    content: Cursor::new(bytes),
-                    _slot: slot,
-                };
-                Ok((transfer, Some(size)))
-            }
-            // shim takes every other error for fatal and GRUB takes silence for a lost packet: ERROR 1, at once.
-            Err(Refusal::NotCommitted) => Err(packet::Error::Msg("try again".to_owned())),
-            Err(_) => Err(packet::Error::FileNotFound),
-        }
-    }
-
-    async fn write_req_open(
-        &mut self,
-        _client: &SocketAddr,
-        _path: &Path,
-        _size: Option<u64>,
-    ) -> Result<Self::Writer, packet::Error> {
-        Err(packet::Error::PermissionDenied)
-    }
-}
+/// How often deadlines are looked at while a transfer is under way; a quarter of the shortest of them.
+const TICK: Duration = Duration::from_millis(50);
+/// How long a stop takes while nothing is under way.
+const IDLE: Duration = Duration::from_millis(500);
 
 /// A bound server.
-pub struct Server(UdpSocket);
+pub struct Server {
+    socket: UdpSocket,
+    journal: Option<PathBuf>,
+}
 
 impl Server {
     /// Binds the well-known port of one address: a transfer must be answered from the address it was asked at.
-    pub fn bind(address: Ipv4Addr, keeper: &dyn SocketKeeper) -> std::io::Result<Self> {
+    pub fn bind(address: Ipv4Addr, keeper: &dyn SocketKeeper) -> io::Result<Self> {
         let bind = || UdpSocket::bind((address, PORT)).map(Socket::from);
-        keeper
-            .socket(&format!("tftp.{address}"), &bind)
-            .map(|socket| Self(socket.into()))
+        let socket = keeper.socket(&format!("tftp.{address}"), &bind)?;
+        // A room that asks at once must fit while one of them is looked up.
+        let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
+        Ok(Self::from_socket(socket.into()))
     }
 
     /// Serves on a socket that somebody else bound; it must be bound to one address (see [`Server::bind`]).
     pub fn from_socket(socket: UdpSocket) -> Self {
-        Self(socket)
+        Self {
+            socket,
+            journal: None,
+        }
     }
 
-    /// Serves until the task ends.
-    pub async fn serve<D: Directory>(self, files: Files<D>) -> Result<(), async_tftp::Error> {
-        let slots = Arc::new(Semaphore::new(MAX_TRANSFERS));
-        TftpServerBuilder::with_handler(Shell { files, slots })
-            .std_socket(self.0)?
-            .block_size_limit(MAX_BLOCK_SIZE)
-            .window_size_limit(MAX_WINDOW_SIZE)
-            .timeout(TIMEOUT)
-            .max_send_retries(MAX_RETRIES)
-            // RFC 2349 lets a client ask for 255 s: nine of those would hold a slot for 38 minutes.
-            .ignore_client_timeout()
-            .build()
-            .await?
-            .serve()
-            .await
+    /// Keeps a journal in this file, and goes on with the transfers of the process that kept it before: on the same socket
+    /// (see [`SocketKeeper`]) a client notices nothing.
+    #[must_use]
+    pub fn journal(mut self, path: PathBuf) -> Self {
+        self.journal = Some(path);
+        self
+    }
+
+    /// Serves until the future is dropped.
+    ///
+    /// # Errors
+    /// The socket or the thread fails.
+    pub async fn serve<D: Directory>(self, files: Files<D>) -> io::Result<()> {
+        // A kept socket may come from a process that used it otherwise.
+        self.socket.set_nonblocking(false)?;
+        let shared = Arc::new(Shared {
+            socket: self.socket,
+            state: Mutex::default(),
+            files,
+            started: Instant::now(),
+            runtime: Handle::current(),
+            stopped: AtomicBool::new(false),
+        });
+        if let Some(path) = self.journal {
+            shared.take_over(path).await;
+        }
+        let (ended, end) = oneshot::channel();
+        let worker = Arc::clone(&shared);
+        let _stop = Stop(&shared.stopped);
+        std::thread::Builder::new()
+            .name("tftp".to_owned())
+            .spawn(move || ended.send(worker.run()))?;
+        end.await
+            .unwrap_or_else(|_| Err(io::Error::other("the TFTP thread ended")))
+    }
+}
+
+/// Ends the thread when its server is dropped.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The core, and where its transfers are written down.
+#[derive(Default)]
+struct State {
+    server: server::Server,
+    journal: Option<Journal>,
+}
+
+struct Shared<D> {
+    socket: UdpSocket,
+    state: Mutex<State>,
+    files: Files<D>,
+    started: Instant,
+    runtime: Handle,
+    stopped: AtomicBool,
+}
+
+impl<D: Directory> Shared<D> {
+    /// Goes on where another process stopped; before the first datagram is read.
+    async fn take_over(&self, path: PathBuf) {
+        let (journal, live) = match Journal::open(&path) {
+            Ok(opened) => opened,
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "no TFTP journal: transfers do not outlive a restart");
+                return;
+            }
+        };
+        let mut contents = Vec::new();
+        for (client, record) in live {
+            let content = match record.content.clone() {
+                Some(content) => Ok(content),
+                None => self.files.open(*client.ip(), &record.path).await,
+            };
+            contents.push((client, record, content));
+        }
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.journal = Some(journal);
+        for (client, record, content) in contents {
+            if let Some(content) = content
+                .ok()
+                .filter(|content| journal::mark(content) == record.mark)
+            {
+                tracing::info!(%client, path = record.path, "goes on with a transfer from before");
+                let sizes = (record.block_size, record.window_size);
+                let now = self.started.elapsed();
+                state
+                    .server
+                    .resume(now, client, content, sizes, record.acknowledged);
+            }
+        }
+    }
+
+    fn run(self: &Arc<Self>) -> io::Result<()> {
+        let mut buffer = [0; 2048];
+        let mut patience = Duration::ZERO;
+        while !self.stopped.load(Ordering::Relaxed) {
+            let busy = self.with(|state| state.server.sizes() != (0, 0));
+            let wanted = if busy { TICK } else { IDLE };
+            if patience != wanted {
+                self.socket.set_read_timeout(Some(wanted))?;
+                patience = wanted;
+            }
+            match self.socket.recv_from(&mut buffer) {
+                Ok((length, SocketAddr::V4(client))) => {
+                    let bytes = buffer.get(..length).unwrap_or_default();
+                    self.act(|server, now| {
+                        if let Err(reason) = server.handle_datagram(now, client, bytes) {
+                            tracing::debug!(%client, %reason, "TFTP datagram dropped");
+                            self.files.count(&reason);
+                        }
+                    });
+                }
+                Ok((_, SocketAddr::V6(_))) => {}
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
+                    ) =>
+                {
+                    self.act(|_, _| ());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Gives the core an input, and what is due; does what it wants. Datagrams leave in the core's order: under its lock.
+    fn act(self: &Arc<Self>, input: impl FnOnce(&mut server::Server, Duration)) {
+        self.with(|state| {
+            let now = self.started.elapsed();
+            input(&mut state.server, now);
+            if state
+                .server
+                .next_deadline()
+                .is_some_and(|deadline| deadline <= now)
+            {
+                state.server.handle_deadline(now);
+            }
+            let mut datagram = Vec::new();
+            while let Some(output) = state.server.poll_output() {
+                match output {
+                    Output::Transmit {
+                        client,
+                        head,
+                        content,
+                    } => self.send(client, &head, &content, &mut datagram),
+                    Output::Open { client, path } => self.open(client, path),
+                    Output::Journal(entry) => {
+                        if let Some(journal) = &mut state.journal {
+                            journal.append(&entry);
+                        }
+                    }
+                    Output::Lost(client) => {
+                        tracing::debug!(%client, "TFTP client fell silent");
+                        self.files.count(&"tftp-client-silent");
+                    }
+                }
+            }
+        });
+    }
+
+    fn open(self: &Arc<Self>, client: SocketAddrV4, path: String) {
+        let shared = Arc::clone(self);
+        self.runtime.spawn(async move {
+            let answer: Result<Bytes, Refusal> = shared.files.open(*client.ip(), &path).await;
+            shared.act(|server, now| server.handle_opened(now, client, answer));
+        });
+    }
+
+    fn send(&self, client: SocketAddrV4, head: &[u8], content: &[u8], datagram: &mut Vec<u8>) {
+        datagram.clear();
+        datagram.extend_from_slice(head);
+        datagram.extend_from_slice(content);
+        if let Err(error) = self.socket.send_to(datagram, client) {
+            // A client that is gone, or one without a route; the retransmission tries again.
+            tracing::debug!(%client, %error, "TFTP datagram not sent");
+            self.files.count(&"tftp-not-sent");
+        }
     }
 }

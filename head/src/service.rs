@@ -177,7 +177,9 @@ async fn bind(config: &Config, interface: &Interface, cut_short: bool, keeper: &
     Ok(Bound {
         dhcp,
         watch,
-        tftp: tftp::Server::bind(address, keeper).with_context(occupied("TFTP", tftp::PORT))?,
+        tftp: tftp::Server::bind(address, keeper)
+            .with_context(occupied("TFTP", tftp::PORT))?
+            .journal(config.state_dir.join("tftp.journal")),
         http: tcp(http::PORT).with_context(occupied("HTTP", http::PORT))?,
         nodes: tcp(NODE_PORT).with_context(occupied("nodes", NODE_PORT))?,
         beacons: beacons::bind(interface, keeper).with_context(occupied("beacons", NODE_PORT))?,
