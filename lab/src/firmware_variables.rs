@@ -12,7 +12,7 @@ mod boot_entry;
 #[cfg(test)]
 mod tests;
 
-pub use boot_entry::{description, hard_disk_entry, network_entry, signature_list};
+pub use boot_entry::{description, hard_disk_entry, http_entry, network_entry, signature_list, usb_entry};
 
 /// GUID in the byte order of the store (first three fields little-endian).
 pub type Guid = [u8; 16];

@@ -33,8 +33,35 @@ pub struct HeadOptions {
     pub bail_out: String,
     /// Group key `patience`.
     pub patience: String,
+    /// Whose DHCP server hands out addresses.
+    pub mode: DhcpMode,
     /// Further lines of `head.toml`, at its top level.
     pub more: String,
+    /// Further tables of `head.toml`, at its end.
+    pub tables: String,
+}
+
+/// `[dhcp] mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DhcpMode {
+    /// Ours.
+    Full,
+    /// The campus's; ours adds what is missing for booting.
+    Proxy,
+    /// The campus's, which points at our files.
+    Off,
+}
+
+impl DhcpMode {
+    /// As `head.toml` writes it.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Proxy => "proxy",
+            Self::Off => "off",
+        }
+    }
 }
 
 /// How PCs get into group `lab`.
@@ -59,7 +86,9 @@ impl HeadOptions {
             kernel_args: "console=ttyS0,115200".to_owned(),
             bail_out: "10m".to_owned(),
             patience: "60s".to_owned(),
+            mode: DhcpMode::Full,
             more: String::new(),
+            tables: String::new(),
         }
     }
 
@@ -71,11 +100,16 @@ impl HeadOptions {
             Adoption::Anybody => ("unknown = \"boot\"\ndefault_group = \"lab\"", ""),
         };
         let (dir, images) = (dir.display(), self.images_dir.display());
+        let dhcp = match self.mode {
+            // What nobody writes is the default.
+            DhcpMode::Full => String::new(),
+            mode => format!("\n[dhcp]\nmode = \"{}\"\n", mode.word()),
+        };
         format!(
             "interface = \"head0\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
              socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
-             bail_out = \"{}\"\npatience = \"{}\"\n{known}",
-            self.more, self.image, self.kernel_args, self.bail_out, self.patience
+             bail_out = \"{}\"\npatience = \"{}\"\n{known}{dhcp}\n{}",
+            self.more, self.image, self.kernel_args, self.bail_out, self.patience, self.tables
         )
     }
 }

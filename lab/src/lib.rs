@@ -2,6 +2,7 @@
 //! play with. Never needed in production, and never in the way of the firmware: what a PC boots is decided by what the head answers.
 
 pub mod accelerator;
+pub mod campus;
 pub mod demo;
 pub mod firmware_variables;
 pub mod head;
@@ -17,8 +18,9 @@ pub mod screen;
 pub mod stages;
 pub mod windows;
 
-pub use head::{Adoption, Head, HeadOptions};
+pub use campus::{Campus, CampusServer};
+pub use head::{Adoption, DhcpMode, Head, HeadOptions};
 pub use lab::{Lab, UP_LIMIT, WINDOWS_LIMIT};
-pub use machine::{Disk, Firmware, Machine, Watchdog};
-pub use pc::{Cable, Pc};
+pub use machine::{Disk, Firmware, First, Machine, Watchdog};
+pub use pc::{Cable, Pc, Pcrs};
 pub use room::Room;

@@ -1,20 +1,27 @@
-//! What a lab PC is made of, and the QEMU command line for it. Boot order is set once, network then disk, like a
-//! PC's: the harness never changes order or media to get a PC home.
+//! What a lab PC is made of. Boot order is set once, network or stick, then disk, like a PC's: the harness never changes order
+//! or media to get a PC home (but for a stick: a person pulls it out when the screen asks for it).
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::firmware_variables::{BOOT_ATTRIBUTES, FirmwareVariables, GLOBAL, hard_disk_entry, network_entry};
+use crate::firmware_variables::{
+    BOOT_ATTRIBUTES, FirmwareVariables, GLOBAL, hard_disk_entry, http_entry, network_entry, usb_entry,
+};
 use crate::windows::{PartitionIdentity, Windows};
+
+mod files;
+mod qemu;
+
+pub use files::Files;
+pub(crate) use qemu::STICK;
 
 /// PCI device number of the first NIC; further ones follow. Fixed, because boot entries name it.
 const FIRST_NIC_SLOT: u8 = 4;
-/// Description of the entry that boots from the network.
-pub(crate) const NETWORK_ENTRY: &str = "PXE over IPv4";
-/// Port of the verdict.
-const VERDICT_PORT: &str = "0x504";
+/// PCI device number of the USB controller, which boot entries name too.
+const USB_SLOT: u8 = 0x1b;
+/// Port of the stick on it, counted from 0 as boot entries do.
+const STICK_PORT: u8 = 1;
 
 /// What starts the PC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +32,31 @@ pub enum Firmware {
     Uefi,
     /// OVMF with Secure Boot enforced: Microsoft's keys, and the lab's for the stand-in Windows.
     UefiSecureBoot,
+}
+
+/// What stands first in the boot order; the disk is second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum First {
+    /// The first NIC, by PXE over IPv4.
+    Pxe,
+    /// The first NIC, by HTTP over IPv4. UEFI only.
+    Http,
+    /// A USB stick with this content.
+    Stick(PathBuf),
+    /// The disk itself: a PC that nobody prepared.
+    Disk,
+}
+
+impl First {
+    /// Description of the boot entry.
+    pub(crate) fn entry(&self) -> &'static str {
+        match self {
+            Self::Pxe => "PXE over IPv4",
+            Self::Http => "HTTP over IPv4",
+            Self::Stick(_) => "USB stick",
+            Self::Disk => "Windows Boot Manager",
+        }
+    }
 }
 
 /// How the disk is attached.
@@ -52,6 +84,8 @@ pub enum Watchdog {
 pub struct Machine {
     pub(crate) name: Option<String>,
     pub(crate) firmware: Firmware,
+    pub(crate) first: First,
+    pub(crate) tpm: bool,
     disk: Disk,
     nics: Vec<String>,
     memory_mib: u32,
@@ -85,6 +119,8 @@ impl Machine {
         Self {
             name: None,
             firmware,
+            first: First::Pxe,
+            tpm: false,
             disk,
             nics: vec![nic.to_owned()],
             memory_mib: 512,
@@ -121,6 +157,20 @@ impl Machine {
     #[must_use]
     pub fn another_nic(mut self, model: &str) -> Self {
         self.nics.push(model.to_owned());
+        self
+    }
+
+    /// What stands first in its boot order (the network by PXE, if nothing is said).
+    #[must_use]
+    pub fn first(mut self, first: First) -> Self {
+        self.first = first;
+        self
+    }
+
+    /// Adds a TPM 2.0, which lives on when the PC is off. UEFI only: the stand-in for a BIOS's Windows does not ask it.
+    #[must_use]
+    pub fn tpm(mut self) -> Self {
+        self.tpm = true;
         self
     }
 
@@ -215,202 +265,20 @@ impl Machine {
         if self.firmware == Firmware::UefiSecureBoot {
             variables.trust(&windows.certificate()?)?;
         }
-        let network = network_entry(NETWORK_ENTRY, FIRST_NIC_SLOT, mac);
+        let network = match &self.first {
+            First::Http => http_entry(self.first.entry(), FIRST_NIC_SLOT, mac),
+            First::Stick(_) => usb_entry(self.first.entry(), USB_SLOT, STICK_PORT),
+            First::Pxe | First::Disk => network_entry(First::Pxe.entry(), FIRST_NIC_SLOT, mac),
+        };
         let file = r"\EFI\Microsoft\Boot\bootmgfw.efi";
         let disk = hard_disk_entry("Windows Boot Manager", partition, file);
         variables.set("Boot0000", &GLOBAL, BOOT_ATTRIBUTES, &network)?;
         variables.set("Boot0001", &GLOBAL, BOOT_ATTRIBUTES, &disk)?;
         // Both are in the order at once: firmware takes an entry outside of it for free and overwrites it.
-        variables.set_boot_order(if self.settled { &[1, 0] } else { &[0, 1] })?;
+        let disk_first = self.settled || self.first == First::Disk;
+        variables.set_boot_order(if disk_first { &[1, 0] } else { &[0, 1] })?;
         variables.write(path)?;
         Ok(())
-    }
-
-    /// Adds QEMU and its arguments to `command`, which enters the room.
-    pub(crate) fn arguments(
-        &self,
-        command: &mut Command,
-        files: &Files,
-        taps: &[String],
-        macs: &[[u8; 6]],
-    ) -> Result<()> {
-        command.args(["-name", &files.name, "-accel", crate::accelerator::choice()]);
-        self.board(command, files)?;
-        command.args(["-cpu", "qemu64", "-smp", "1", "-m", &self.memory_mib.to_string()]);
-        command.args(["-nodefaults", "-no-user-config", "-display", "none"]);
-        command.args(["-vga", if self.screen { "std" } else { "none" }]);
-        command.args(["-uuid", &format!("c1d00000-0000-4000-8000-{}", hex(&macs[0], ""))]);
-        command.args(["-rtc", &rtc_base(self.clock_offset_secs)?]);
-        command.args([
-            "-qmp",
-            &format!("unix:{},server=on,wait=off", files.qmp().display()),
-        ]);
-        let (socket, log) = (files.serial_socket(), files.serial_log());
-        command.args([
-            "-chardev",
-            &format!(
-                "socket,id=serial0,path={},server=on,wait=off,logfile={},logappend=on",
-                socket.display(),
-                log.display()
-            ),
-        ]);
-        command.args(["-serial", "chardev:serial0"]);
-        command.args([
-            "-chardev",
-            &format!("file,id=verdict,path={},append=on", files.verdict().display()),
-        ]);
-        command.args([
-            "-device",
-            &format!("isa-debugcon,iobase={VERDICT_PORT},chardev=verdict"),
-        ]);
-        command.args(["-device", "virtio-rng-pci,addr=0x1d"]);
-        if self.watchdog == Some(Watchdog::I6300esb) {
-            command.args(["-device", "i6300esb,addr=0x1c"]);
-        }
-        if self.usb_keyboard {
-            command.args([
-                "-device",
-                "qemu-xhci,id=keyboards,addr=0x19",
-                "-device",
-                "usb-kbd,bus=keyboards.0",
-            ]);
-        }
-        self.disk_arguments(command, files);
-        for (number, ((model, tap), mac)) in self.nics.iter().zip(taps).zip(macs).enumerate() {
-            let slot = usize::from(FIRST_NIC_SLOT) + number;
-            command.args([
-                "-netdev",
-                &format!("tap,id=net{number},ifname={tap},script=no,downscript=no"),
-            ]);
-            let mut device = format!(
-                "{model},id=nic{number},netdev=net{number},mac={},addr={slot:#x}",
-                hex(mac, ":")
-            );
-            match (self.firmware, number) {
-                (Firmware::Bios, 0) => device.push_str(",bootindex=1"),
-                // Without its own ROM a NIC of UEFI is driven by OVMF, or not at all.
-                _ => device.push_str(",romfile="),
-            }
-            command.args(["-device", &device]);
-        }
-        Ok(())
-    }
-
-    fn board(&self, command: &mut Command, files: &Files) -> Result<()> {
-        let mut board = if self.screen { "q35" } else { "q35,graphics=off" }.to_owned();
-        if self.usb_keyboard {
-            board.push_str(",i8042=off");
-        }
-        let code = match self.firmware {
-            Firmware::Bios => {
-                command.args(["-machine", &board]);
-                return Ok(());
-            }
-            Firmware::Uefi => {
-                command.args(["-machine", &board]);
-                "OVMF_CODE_4M.fd"
-            }
-            Firmware::UefiSecureBoot => {
-                command.args(["-machine", &format!("{board},smm=on")]);
-                command.args(["-global", "driver=cfi.pflash01,property=secure,value=on"]);
-                command.args(["-global", "ICH9-LPC.disable_s3=1"]);
-                "OVMF_CODE_4M.secboot.fd"
-            }
-        };
-        let code = ovmf(code)?;
-        command.args([
-            "-drive",
-            &format!("if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()),
-        ]);
-        command.args([
-            "-drive",
-            &format!("if=pflash,format=raw,unit=1,file={}", files.variables().display()),
-        ]);
-        Ok(())
-    }
-
-    fn disk_arguments(&self, command: &mut Command, files: &Files) {
-        command.args([
-            "-drive",
-            &format!("if=none,id=disk0,format=raw,file={}", files.disk().display()),
-        ]);
-        let boot = if self.firmware == Firmware::Bios {
-            ",bootindex=2"
-        } else {
-            ""
-        };
-        let device = match self.disk {
-            Disk::Sata => "ide-hd,drive=disk0,bus=ide.0",
-            Disk::Nvme => "nvme,drive=disk0,serial=cidlab,addr=0x1a",
-            Disk::Usb => {
-                command.args(["-device", "qemu-xhci,id=xhci,addr=0x1b"]);
-                "usb-storage,drive=disk0,bus=xhci.0"
-            }
-        };
-        command.args(["-device", &format!("{device}{boot}")]);
-    }
-}
-
-/// Where one PC's files are.
-#[derive(Debug, Clone)]
-pub struct Files {
-    pub(crate) dir: PathBuf,
-    pub(crate) name: String,
-}
-
-impl Files {
-    fn file(&self, suffix: &str) -> PathBuf {
-        self.dir.join(format!("{}.{suffix}", self.name))
-    }
-    /// The whole disk.
-    #[must_use]
-    pub fn disk(&self) -> PathBuf {
-        self.file("disk")
-    }
-    /// The firmware's flash with its variables.
-    #[must_use]
-    pub fn variables(&self) -> PathBuf {
-        self.file("vars")
-    }
-    /// A line for every boot of the stand-in Windows.
-    #[must_use]
-    pub fn verdict(&self) -> PathBuf {
-        self.file("verdict")
-    }
-    /// What came out of the serial port.
-    #[must_use]
-    pub fn serial_log(&self) -> PathBuf {
-        self.file("serial")
-    }
-    /// The serial port itself.
-    #[must_use]
-    pub fn serial_socket(&self) -> PathBuf {
-        self.file("tty")
-    }
-    /// QEMU's control socket.
-    #[must_use]
-    pub fn qmp(&self) -> PathBuf {
-        self.file("qmp")
-    }
-    /// Frames of its first NIC, where the room as a whole is not captured.
-    #[must_use]
-    pub fn capture(&self) -> PathBuf {
-        self.file("pcap")
-    }
-    /// QEMU's own complaints.
-    #[must_use]
-    pub fn qemu_log(&self) -> PathBuf {
-        self.file("qemu")
-    }
-    /// What was on its screen at the last look.
-    #[must_use]
-    pub fn screen(&self, suffix: &str) -> PathBuf {
-        self.file(suffix)
-    }
-    /// The command line that started it, for pasting.
-    #[must_use]
-    pub fn command_line(&self) -> PathBuf {
-        self.file("sh")
     }
 }
 
@@ -432,14 +300,4 @@ pub(crate) fn hex(bytes: &[u8], separator: &str) -> String {
         .map(|byte| format!("{byte:02x}"))
         .collect::<Vec<_>>()
         .join(separator)
-}
-
-/// QEMU's `-rtc` for a clock that is off from UTC.
-fn rtc_base(offset_secs: i64) -> Result<String> {
-    if offset_secs == 0 {
-        return Ok("base=utc".to_owned());
-    }
-    let when = format!("{offset_secs} seconds");
-    let date = crate::run::run(Command::new("date").args(["-u", "-d", &when, "+%Y-%m-%dT%H:%M:%S"]))?;
-    Ok(format!("base={}", date.trim()))
 }

@@ -1,6 +1,10 @@
 //! A lab PC that is plugged in: power switch, cable, keyboard, and what can be seen of it from outside.
 
 mod look;
+mod sleep;
+mod tpm;
+
+pub use tpm::Pcrs;
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +18,7 @@ use serde_json::json;
 
 use crate::firmware_variables::FirmwareVariables;
 use crate::head::Control;
-use crate::machine::{Files, Machine, NETWORK_ENTRY, hex};
+use crate::machine::{Files, First, Machine, STICK, hex};
 use crate::qmp::Qmp;
 use crate::room::Room;
 use crate::run::line;
@@ -34,6 +38,8 @@ pub struct Pc {
     taps: Vec<String>,
     room: Arc<Room>,
     power: Option<(Child, Qmp)>,
+    tpm: Option<Child>,
+    listener: Option<Child>,
     powered_on: SystemTime,
     windows_seen: usize,
     disk_before: String,
@@ -69,6 +75,8 @@ impl Pc {
             macs,
             taps,
             power: None,
+            tpm: None,
+            listener: None,
             powered_on: SystemTime::now(),
             windows_seen: 0,
             variables_before: None,
@@ -88,11 +96,18 @@ impl Pc {
         self.power_off()?;
         let mut variables = FirmwareVariables::read(&self.files.variables())?;
         let others = variables.boot_order().into_iter().filter(|number| *number > 1);
-        let order: Vec<u16> = [0, 1].into_iter().chain(others).collect();
+        let ours = if self.machine.first == First::Disk {
+            [1, 0]
+        } else {
+            [0, 1]
+        };
+        let order: Vec<u16> = ours.into_iter().chain(others).collect();
         variables.set_boot_order(&order)?;
         let entries = variables.boot_entries();
         ensure!(
-            entries.first().is_some_and(|first| first == NETWORK_ENTRY),
+            entries
+                .first()
+                .is_some_and(|first| first == First::entry(&self.machine.first)),
             "firmware changed our boot entries: {entries:?}"
         );
         variables.write(&self.files.variables())?;
@@ -154,6 +169,9 @@ impl Pc {
     /// When it is on, or QEMU does not start; QEMU's words are in the error.
     pub fn power_on(&mut self) -> Result<()> {
         ensure!(self.power.is_none(), "{} is on already", self.name());
+        // Somebody who was listening for a magic packet has the NIC's cable.
+        self.stop_listening()?;
+        self.start_tpm()?;
         let mut command = self.room.command("qemu-system-x86_64");
         self.machine
             .arguments(&mut command, &self.files, &self.taps, &self.macs)?;
@@ -222,7 +240,7 @@ impl Pc {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(())
+        self.end_tpm()
     }
 
     /// Whether it is on.
@@ -282,6 +300,14 @@ impl Pc {
             .map(drop)
     }
 
+    /// Pulls the USB stick out, as the screen asked the person to.
+    ///
+    /// # Errors
+    /// When the PC is off or has none.
+    pub fn pull_stick(&mut self) -> Result<()> {
+        self.qmp("device_del", &json!({"id": STICK})).map(drop)
+    }
+
     /// Saves what is on the screen, as PNG where the name ends so, else as PPM. The machine must have been built with a screen.
     ///
     /// # Errors
@@ -328,7 +354,11 @@ impl Pc {
 
 impl Drop for Pc {
     fn drop(&mut self) {
-        if let Some((mut child, _)) = self.power.take() {
+        let qemu = self.power.take().map(|(child, _)| child);
+        for mut child in [qemu, self.tpm.take(), self.listener.take()]
+            .into_iter()
+            .flatten()
+        {
             let _ = child.kill();
             let _ = child.wait();
         }

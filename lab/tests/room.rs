@@ -1,12 +1,13 @@
 //! The room without PCs: computers in it reach each other, and nothing outlives it.
 
+use std::os::unix::fs::PermissionsExt;
 use std::process::Stdio;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use cidlab::run::run;
-use cidlab::{Head, HeadOptions, Room};
+use cidlab::{Campus, Head, HeadOptions, Room};
 
 #[test]
 fn computers_in_the_room_reach_the_head_and_each_other() -> Result<()> {
@@ -112,5 +113,29 @@ fn who_calls_a_head_that_is_being_restarted_waits_and_is_answered() -> Result<()
     head.up()?;
     drop(head);
     room.succeeded();
+    Ok(())
+}
+
+/// The campus's servers say nothing of booting; dnsmasq names itself as the next server, Kea names nobody.
+#[test]
+fn campus_servers_hand_out_addresses() -> Result<()> {
+    for campus in [Campus::Dnsmasq, Campus::Kea] {
+        let room = Room::start("campus")?;
+        let server = campus.start(&room)?;
+        let pc = room.host(None)?;
+        let script = room.dir().join("print");
+        std::fs::write(&script, "#!/bin/sh\nexec env\n")?;
+        std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755))?;
+        let answer = run(pc
+            .command("busybox")
+            .args(["udhcpc", "-i", "eth0", "-n", "-q", "-f", "-s"])
+            .arg(script))?;
+        let next_server = answer.lines().find(|line| line.starts_with("siaddr="));
+        assert!(answer.contains("ip=10.77.0.1"), "{answer}");
+        let wanted = (campus == Campus::Dnsmasq).then_some("siaddr=10.77.0.2");
+        assert_eq!(next_server, wanted, "{answer}");
+        drop(server);
+        room.succeeded();
+    }
     Ok(())
 }

@@ -15,17 +15,43 @@ const LAB: Guid = *b"cid lab signer\0\0";
 /// "PXE over IPv4 from the NIC at PCI device `slot` on the root bus": what firmware setup lists for an integrated NIC.
 #[must_use]
 pub fn network_entry(description: &str, slot: u8, mac: [u8; 6]) -> Vec<u8> {
+    load_option(description, network_path(slot, mac))
+}
+
+/// "HTTP over IPv4 from that NIC", the URL by DHCP.
+#[must_use]
+pub fn http_entry(description: &str, slot: u8, mac: [u8; 6]) -> Vec<u8> {
+    let mut path = network_path(slot, mac);
+    // URI, empty.
+    node(&mut path, 3, 24, &[]);
+    load_option(description, path)
+}
+
+/// "The stick in port `port` (from 0) of the USB controller at PCI device `slot`": firmware looks for the boot file itself.
+#[must_use]
+pub fn usb_entry(description: &str, slot: u8, port: u8) -> Vec<u8> {
+    let mut path = pci_path(slot);
+    node(&mut path, 3, 5, &[port, 0]);
+    load_option(description, path)
+}
+
+fn pci_path(slot: u8) -> Vec<u8> {
     let mut path = Vec::new();
     // ACPI PNP0A03 number 0: the PCI root.
     node(&mut path, 2, 1, &[0xd0, 0x41, 0x03, 0x0a, 0, 0, 0, 0]);
     node(&mut path, 1, 1, &[0, slot]);
+    path
+}
+
+fn network_path(slot: u8, mac: [u8; 6]) -> Vec<u8> {
+    let mut path = pci_path(slot);
     let mut address = [0_u8; 33];
     address[..6].copy_from_slice(&mac);
     address[32] = 1; // Ethernet
     node(&mut path, 3, 11, &address);
     // IPv4, everything zero: addresses by DHCP.
     node(&mut path, 3, 12, &[0; 23]);
-    load_option(description, path)
+    path
 }
 
 /// "This file on that partition", in the short form that Windows and Linux installers write.
