@@ -38,6 +38,7 @@ pub(crate) fn report(in_use: u32) -> Hardware {
             .and_then(|text| text.parse().ok())
             .unwrap_or(0.0),
         secure_boot: secure_boot(),
+        lockdown: chosen(&read("/sys/kernel/security/lockdown")),
         block_devices: block_devices(),
         links: links::wired()
             .into_iter()
@@ -88,6 +89,12 @@ fn describe(link: &crate::core::Link, in_use: u32) -> Link {
 fn secure_boot() -> Option<bool> {
     let path = "/sys/firmware/efi/efivars/SecureBoot-8be4df61-93ca-11d2-aa0d-00e098032b8c";
     fs::read(path).ok()?.get(4).map(|value| *value == 1)
+}
+
+/// The word in brackets: how the kernel shows which of several is in force.
+fn chosen(text: &str) -> String {
+    let word = text.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
+    word.map_or_else(String::new, |(word, _)| word.to_owned())
 }
 
 /// Block devices that are not memory; must be none.
@@ -164,6 +171,12 @@ mod tests {
         assert!(load().memory_available_kib > 0);
         assert!(secure_boot().is_none() || Path::new("/sys/firmware/efi").exists());
         assert!(tree_kib(Path::new("/dev/shm")) < u64::MAX);
+    }
+
+    #[test]
+    fn the_lockdown_in_force_is_the_word_in_brackets() {
+        assert_eq!(chosen("none [integrity] confidentiality"), "integrity");
+        assert_eq!(chosen(""), "");
     }
 
     #[test]

@@ -19,7 +19,7 @@ const PLAIN: MsFlags = MsFlags::MS_NOSUID
 const DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 const TEMPORARY: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 
-const MOUNTS: [Mount; 7] = [
+const MOUNTS: [Mount; 8] = [
     Mount {
         target: "/proc",
         kind: "proc",
@@ -55,6 +55,13 @@ const MOUNTS: [Mount; 7] = [
         kind: "tmpfs",
         flags: TEMPORARY,
         options: "mode=1777",
+    },
+    // For the report whether the kernel is locked down.
+    Mount {
+        target: "/sys/kernel/security",
+        kind: "securityfs",
+        flags: PLAIN,
+        options: "",
     },
     Mount {
         target: "/sys/fs/cgroup",

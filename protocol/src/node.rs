@@ -91,6 +91,9 @@ pub struct Hardware {
     pub uptime_secs: f64,
     /// Whether the firmware enforces Secure Boot; `None` on BIOS.
     pub secure_boot: Option<bool>,
+    /// The kernel's lockdown (`none`, `integrity`, `confidentiality`); empty where the kernel does not say.
+    #[serde(default)]
+    pub lockdown: String,
     /// Block devices the kernel shows, by name. Must be empty on a borrowed PC.
     pub block_devices: Vec<String>,
     /// Network interfaces, wired only.

@@ -73,4 +73,9 @@ impl Files {
     pub fn command_line(&self) -> PathBuf {
         self.file("sh")
     }
+    /// What was on its screen at the last look.
+    #[must_use]
+    pub fn screen(&self, suffix: &str) -> PathBuf {
+        self.file(suffix)
+    }
 }
