@@ -11,6 +11,7 @@ pub mod lab;
 pub mod machine;
 mod manager;
 pub mod pc;
+mod plain_rom;
 pub mod qmp;
 pub mod room;
 pub mod run;

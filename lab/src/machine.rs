@@ -86,6 +86,7 @@ pub struct Machine {
     pub(crate) firmware: Firmware,
     pub(crate) first: First,
     pub(crate) tpm: bool,
+    pub(crate) plain_rom: bool,
     disk: Disk,
     nics: Vec<String>,
     memory_mib: u32,
@@ -121,6 +122,7 @@ impl Machine {
             firmware,
             first: First::Pxe,
             tpm: false,
+            plain_rom: false,
             disk,
             nics: vec![nic.to_owned()],
             memory_mib: 512,
@@ -171,6 +173,13 @@ impl Machine {
     #[must_use]
     pub fn tpm(mut self) -> Self {
         self.tpm = true;
+        self
+    }
+
+    /// BIOS: its ROM looks like a plain vendor ROM to the network, not like iPXE (see the module `plain_rom`).
+    #[must_use]
+    pub fn plain_rom(mut self) -> Self {
+        self.plain_rom = true;
         self
     }
 

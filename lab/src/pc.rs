@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::firmware_variables::FirmwareVariables;
 use crate::head::Control;
 use crate::machine::{Files, First, Machine, STICK, hex};
+use crate::plain_rom::PlainRom;
 use crate::qmp::Qmp;
 use crate::room::Room;
 use crate::run::line;
@@ -40,6 +41,7 @@ pub struct Pc {
     power: Option<(Child, Qmp)>,
     tpm: Option<Child>,
     listener: Option<Child>,
+    wire: Option<PlainRom>,
     powered_on: SystemTime,
     windows_seen: usize,
     disk_before: String,
@@ -77,6 +79,7 @@ impl Pc {
             power: None,
             tpm: None,
             listener: None,
+            wire: None,
             powered_on: SystemTime::now(),
             windows_seen: 0,
             variables_before: None,
@@ -172,6 +175,10 @@ impl Pc {
         // Somebody who was listening for a magic packet has the NIC's cable.
         self.stop_listening()?;
         self.start_tpm()?;
+        if self.machine.plain_rom && self.wire.is_none() {
+            let socat = self.room.command("socat");
+            self.wire = Some(PlainRom::connect(&self.files.wire(), &self.taps[0], socat)?);
+        }
         let mut command = self.room.command("qemu-system-x86_64");
         self.machine
             .arguments(&mut command, &self.files, &self.taps, &self.macs)?;

@@ -53,6 +53,10 @@ impl Files {
     pub fn heard_asleep(&self) -> PathBuf {
         self.file("asleep")
     }
+    /// Stem of the sockets of a cable that lies (see the module `plain_rom`).
+    pub(crate) fn wire(&self) -> PathBuf {
+        self.file("wire")
+    }
     /// QEMU's control socket.
     #[must_use]
     pub fn qmp(&self) -> PathBuf {

@@ -5,6 +5,8 @@ use std::process::Command;
 
 use anyhow::Result;
 
+use crate::plain_rom::PlainRom;
+
 use super::{
     Disk, FIRST_NIC_SLOT, Files, Firmware, First, Machine, STICK_PORT, USB_SLOT, Watchdog, hex, ovmf,
 };
@@ -80,10 +82,12 @@ impl Machine {
         }
         for (number, ((model, tap), mac)) in self.nics.iter().zip(taps).zip(macs).enumerate() {
             let slot = usize::from(FIRST_NIC_SLOT) + number;
-            command.args([
-                "-netdev",
-                &format!("tap,id=net{number},ifname={tap},script=no,downscript=no"),
-            ]);
+            let netdev = if self.plain_rom && number == 0 {
+                PlainRom::netdev(&files.wire())
+            } else {
+                format!("tap,id=net{number},ifname={tap},script=no,downscript=no")
+            };
+            command.args(["-netdev", &netdev]);
             let mut device = format!(
                 "{model},id=nic{number},netdev=net{number},mac={},addr={slot:#x}",
                 hex(mac, ":")

@@ -1,0 +1,93 @@
+//! Every door by which a PC comes in, in each kind of network: booted for real, to `up` and home again by itself.
+//! `ci/test` runs the covering subset; `ci/night doors-*` runs the rest, one slice per network.
+
+mod refused;
+mod table;
+
+use anyhow::Result;
+use table::{DOORS, Door, NETWORKS, Network, Passage, pass, print};
+
+/// One network: the doors one after the other in one room; the table in the end, whatever failed before.
+fn go_through(name: &str, network: Network, doors: &[Door]) -> Result<()> {
+    let (lab, campus) = network.lab(name)?;
+    let mut passages: Vec<Passage> = Vec::new();
+    let mut failures = Vec::new();
+    for door in doors {
+        match pass(&lab, network, *door) {
+            Ok(passage) => passages.push(passage),
+            Err(error) => failures.push(format!("{error:#}")),
+        }
+    }
+    print(&passages);
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+    drop(campus);
+    lab.succeeded();
+    Ok(())
+}
+
+/// What CI sees: each loader chain once, and each network at least once.
+mod some {
+    use super::*;
+
+    #[test]
+    fn plain_rom_in_our_own_network() -> Result<()> {
+        go_through("some-plain", Network::Full, &[Door::BiosPlain])
+    }
+
+    #[test]
+    fn secure_http_in_our_own_network() -> Result<()> {
+        go_through("some-http", Network::Full, &[Door::HttpSecure])
+    }
+
+    #[test]
+    fn secure_pxe_beside_dnsmasq() -> Result<()> {
+        go_through("some-proxy", Network::ProxyDnsmasq, &[Door::UefiSecure])
+    }
+
+    #[test]
+    fn bios_beside_kea() -> Result<()> {
+        go_through("some-kea", Network::ProxyKea, &[Door::BiosIpxe])
+    }
+
+    #[test]
+    fn uefi_sent_by_dnsmasq() -> Result<()> {
+        go_through("some-off", Network::OffDnsmasq, &[Door::Uefi])
+    }
+}
+
+/// Every door in every network.
+mod all {
+    use super::*;
+
+    #[test]
+    fn full() -> Result<()> {
+        go_through("all-full", Network::Full, &DOORS)
+    }
+
+    #[test]
+    fn proxy_dnsmasq() -> Result<()> {
+        go_through("all-dnsmasq", Network::ProxyDnsmasq, &DOORS)
+    }
+
+    #[test]
+    fn proxy_kea() -> Result<()> {
+        go_through("all-kea", Network::ProxyKea, &DOORS)
+    }
+
+    #[test]
+    fn off_dnsmasq() -> Result<()> {
+        go_through("all-off", Network::OffDnsmasq, &DOORS)
+    }
+}
+
+/// The documents name every door and every network that is tried here, in these words.
+#[test]
+fn the_page_names_every_door() {
+    let page = include_str!("../../../docs/doors.md");
+    let titles = DOORS
+        .map(Door::title)
+        .into_iter()
+        .chain(NETWORKS.map(Network::title));
+    let missing: Vec<&str> = titles.filter(|title| !page.contains(title)).collect();
+    assert!(missing.is_empty(), "docs/doors.md does not name {missing:?}");
+}
