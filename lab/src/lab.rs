@@ -12,6 +12,7 @@ use crate::head::{Control, Head, HeadOptions};
 use crate::machine::Machine;
 use crate::pc::Pc;
 use crate::room::Room;
+use crate::run::run;
 use crate::windows::Windows;
 
 /// Deadline for a way from power-on to `up` here: four times what it takes under software emulation.
@@ -114,6 +115,22 @@ impl Lab {
     pub fn release(&self, pc: &Pc) -> Result<()> {
         let node = pc.node()?.context("the head does not know this PC")?;
         self.ctl(&["release", &node.name]).map(drop)
+    }
+
+    /// The captured frames that a filter of tcpdump lets through, one line for each.
+    ///
+    /// # Errors
+    /// When tcpdump fails, or the room is not captured as a whole (see [`Room::capture`]).
+    pub fn frames(&self, filter: &str) -> Result<String> {
+        anyhow::ensure!(
+            self.room.is_captured(),
+            "without root the room is not captured as a whole"
+        );
+        let capture = self.room.dir().join("net.pcap");
+        run(std::process::Command::new("tcpdump")
+            .args(["-n", "-r"])
+            .arg(capture)
+            .arg(filter))
     }
 
     /// Ends the room; its folder is removed. Call it last: a lab that is dropped without it keeps its folder.

@@ -80,7 +80,9 @@ report_pcrs:
     mov edi, 0xfed40000
     mov al, [rdi]               # TPM_ACCESS
     cmp al, 0xff
-    je 9f                       # nothing there
+    je 9f                       # nothing there: all ones, or zeros
+    test al, 0x80               # valid
+    jz 9f
     mov byte ptr [rdi], 2       # request use
 1:  test byte ptr [rdi], 0x20   # active locality
     jz 1b

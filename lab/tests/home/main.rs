@@ -1,6 +1,8 @@
 //! The way home, as the PC's Windows sees it: what a TPM measured, how long firmware took, what ten nights left behind.
 
 mod measured;
+mod nights;
+mod outside_hours;
 
 use anyhow::Result;
 use cidlab::{Lab, Pc};
