@@ -14,7 +14,7 @@ use crate::directory::Directory;
 use crate::machine::{Client, MacAddress, Platform};
 use crate::policy::{Action, Facts, Stage};
 use crate::site::Offers;
-use crate::templates;
+use crate::{templates, windows};
 
 /// Longest path that is looked at, in bytes.
 const MAX_PATH: usize = 255;
@@ -35,6 +35,8 @@ pub enum Wanted {
         /// `vmlinuz` or `initrd.img`.
         file: &'static str,
     },
+    /// A script for Windows administrators, or the page that names them.
+    Windows(&'static str),
 }
 
 /// Why a path means nothing or its asker gets nothing. The name is the counter's.
@@ -87,6 +89,10 @@ pub fn parse(path: &str) -> Result<Wanted, Refusal> {
                 file,
             })
         }
+        ["windows"] => Ok(Wanted::Windows(windows::INDEX)),
+        ["windows", name] => windows::known(name)
+            .map(Wanted::Windows)
+            .ok_or(Refusal::UnknownName),
         [.., "boot.ipxe"] => Ok(Wanted::IpxeScript),
         [.., "shimx64.efi"] => Ok(Wanted::Loader("shimx64.efi")),
         [.., "grubx64.efi"] => Ok(Wanted::Loader("grubx64.efi")),
@@ -159,6 +165,9 @@ impl<D: Directory> Files<D> {
         if let Wanted::Image { image, file } = &wanted {
             return self.offers.current().file(image, file).ok_or(Refusal::NotInImage);
         }
+        if let Wanted::Windows(name) = wanted {
+            return self.offers.windows_file(name).ok_or(Refusal::TemplateBroken);
+        }
         let mac = self.addresses.holder(client).ok_or(Refusal::UnknownClient)?;
         match wanted {
             Wanted::IpxeScript => {
@@ -170,7 +179,7 @@ impl<D: Directory> Files<D> {
                     .await
             }
             Wanted::Loader(name) => self.loader(mac, name),
-            Wanted::Image { .. } => Err(Refusal::UnknownName),
+            Wanted::Image { .. } | Wanted::Windows(_) => Err(Refusal::UnknownName),
         }
     }
 
@@ -251,6 +260,12 @@ mod tests {
             })
         };
         for (path, expected) in [
+            ("/windows/", Ok(Wanted::Windows("index.html"))),
+            (
+                "/windows/enable-cidwake.ps1",
+                Ok(Wanted::Windows("Enable-CidWake.ps1")),
+            ),
+            ("/windows/x.ps1", Err(Refusal::UnknownName)),
             ("boot.ipxe", Ok(Wanted::IpxeScript)),
             ("/boot.ipxe", Ok(Wanted::IpxeScript)),
             ("shimx64.efi", Ok(Wanted::Loader("shimx64.efi"))),

@@ -224,7 +224,8 @@ fn plain(status: StatusCode) -> Response<Full<Bytes>> {
 fn content_type(path: &str) -> &'static str {
     match path.rsplit('.').next() {
         Some("efi") => "application/efi",
-        Some("ipxe" | "cfg") => "text/plain",
+        Some("ipxe" | "cfg" | "ps1") => "text/plain; charset=utf-8",
+        _ if path.trim_matches('/').eq_ignore_ascii_case("windows") => "text/html; charset=utf-8",
         _ => "application/octet-stream",
     }
 }

@@ -18,3 +18,4 @@ pub mod policy;
 pub mod site;
 pub mod templates;
 pub mod tftp;
+pub mod windows;

@@ -12,6 +12,7 @@ use crate::images::{self, Image};
 use crate::machine::MacAddress;
 use crate::policy::{Boot, GroupOffer, ImageFault, Site};
 use crate::templates::{self, TemplateError, Templates, Values};
+use crate::windows;
 
 /// A group as the head's configuration has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -159,6 +160,11 @@ impl Offers {
             .map(|word| word.trim())
             .collect::<Vec<_>>()
             .join(" ")
+    }
+
+    /// A file for Windows administrators.
+    pub fn windows_file(&self, name: &str) -> Option<Bytes> {
+        windows::render(name, self.head)
     }
 
     /// A loader script that boots `boot` on the machine.
