@@ -4,7 +4,7 @@ use std::future::Future;
 use std::net::Ipv4Addr;
 
 use crate::dhcp::leases::LeaseRecord;
-use crate::dhcp::rival::Rival;
+use crate::dhcp::rival::{Rival, Sighting};
 use crate::dhcp::server::Observation;
 use crate::machine::MacAddress;
 use crate::policy::{Decision, Facts, Standing};
@@ -35,6 +35,9 @@ pub trait Directory: Send + Sync + 'static {
 
     /// Another DHCP server appeared (answers stop), or has gone.
     fn rival(&self, rival: Rival, present: bool);
+
+    /// Somebody else answered DHCP or PXE on one of our wires. Comes as often as it is heard.
+    fn sighted(&self, sighting: Sighting);
 
     /// A decision of the policy over what is known now; the one way in which anybody asks it.
     fn decide(&self, facts: &Facts) -> Decision;

@@ -12,7 +12,7 @@ use crate::addresses::Addresses;
 use crate::counters::Counters;
 use crate::directory::Directory;
 use crate::machine::{Client, MacAddress, Platform};
-use crate::policy::{Action, Facts, Stage};
+use crate::policy::{Action, Facts, Stage, Transport};
 use crate::site::Offers;
 use crate::{templates, windows};
 
@@ -26,7 +26,7 @@ pub enum Wanted {
     IpxeScript,
     /// GRUB's configuration for the asking machine, under any of the names GRUB tries.
     GrubConfig,
-    /// shim, GRUB or MokManager of the asking machine's image.
+    /// shim, GRUB, MokManager or iPXE for plain ROMs of the asking machine's image.
     Loader(&'static str),
     /// A file of a named image. Images hold no secret: anybody may have them.
     Image {
@@ -97,9 +97,38 @@ pub fn parse(path: &str) -> Result<Wanted, Refusal> {
         [.., "shimx64.efi"] => Ok(Wanted::Loader("shimx64.efi")),
         [.., "grubx64.efi"] => Ok(Wanted::Loader("grubx64.efi")),
         [.., "mmx64.efi"] => Ok(Wanted::Loader("mmx64.efi")),
+        [.., "undionly.kpxe"] => Ok(Wanted::Loader("undionly.kpxe")),
         [.., last] if *last == "grub.cfg" || last.starts_with("grub.cfg-") => Ok(Wanted::GrubConfig),
         _ => Err(Refusal::UnknownName),
     }
+}
+
+/// The machine that a path names as its own: a folder `m/52-54-00-12-34-56` in it (we write it into boot file names in proxy
+/// mode; an administrator's DHCP server or iPXE's `${netX/mac:hexhyp}` may), or the name GRUB makes of the card it booted
+/// from, `grub.cfg-01-52-54-00-12-34-56`. Zeros may be missing (ISC dhcpd's `binary-to-ascii` leaves them out).
+pub fn machine_in_path(path: &str) -> Option<MacAddress> {
+    let mut parts = path.split(['/', '\\']).filter(|part| !part.is_empty()).peekable();
+    while let Some(part) = parts.next() {
+        let named = match (part, parts.peek()) {
+            ("m", Some(folder)) => Some(*folder),
+            (last, None) => last.strip_prefix("grub.cfg-01-"),
+            _ => None,
+        };
+        if let Some(mac) = named.and_then(loose_mac) {
+            return Some(mac);
+        }
+    }
+    None
+}
+
+/// A MAC address whose bytes may be written with one digit.
+fn loose_mac(text: &str) -> Option<MacAddress> {
+    let padded: Vec<String> = text
+        .split(['-', ':'])
+        .take(7)
+        .map(|part| format!("{part:0>2}"))
+        .collect();
+    padded.join("-").parse().ok()
 }
 
 /// Answers paths for machines.
@@ -108,6 +137,8 @@ pub struct Files<D> {
     offers: Arc<Offers>,
     addresses: Arc<Addresses>,
     counters: Arc<Counters>,
+    head: Ipv4Addr,
+    transport: Transport,
 }
 
 impl<D> Clone for Files<D> {
@@ -117,6 +148,8 @@ impl<D> Clone for Files<D> {
             offers: Arc::clone(&self.offers),
             addresses: Arc::clone(&self.addresses),
             counters: Arc::clone(&self.counters),
+            head: self.head,
+            transport: self.transport,
         }
     }
 }
@@ -131,9 +164,21 @@ impl<D: Directory> Files<D> {
     ) -> Self {
         Self {
             directory,
+            head: offers.head(),
             offers,
             addresses,
             counters,
+            transport: Transport::Tftp,
+        }
+    }
+
+    /// The same files as they are asked for at `head`, one of our addresses, over `transport`.
+    #[must_use]
+    pub fn at(&self, head: Ipv4Addr, transport: Transport) -> Self {
+        Self {
+            head,
+            transport,
+            ..self.clone()
         }
     }
 
@@ -144,8 +189,8 @@ impl<D: Directory> Files<D> {
         match &result {
             Ok(bytes) => {
                 tracing::debug!(%client, path, bytes = bytes.len(), "file served");
-                self.directory
-                    .file_served(client, self.addresses.holder(client), path);
+                let mac = self.addresses.holder(client, machine_in_path(path));
+                self.directory.file_served(client, mac, path);
             }
             Err(refusal) => {
                 tracing::debug!(%client, path, reason = %refusal, "file refused");
@@ -166,25 +211,39 @@ impl<D: Directory> Files<D> {
             return self.offers.current().file(image, file).ok_or(Refusal::NotInImage);
         }
         if let Wanted::Windows(name) = wanted {
-            return self.offers.windows_file(name).ok_or(Refusal::TemplateBroken);
+            return self
+                .offers
+                .windows_file(name, self.head)
+                .ok_or(Refusal::TemplateBroken);
         }
-        let mac = self.addresses.holder(client).ok_or(Refusal::UnknownClient)?;
+        let said = machine_in_path(path);
+        let mac = self
+            .addresses
+            .holder(client, said)
+            .ok_or(Refusal::UnknownClient)?;
+        let uefi = match self.transport {
+            Transport::Tftp => Client::PxeFirmware,
+            Transport::Http => Client::HttpFirmware,
+        };
         match wanted {
             Wanted::IpxeScript => {
                 self.script(mac, Client::Ipxe, templates::IPXE, templates::IPXE_HOME)
                     .await
             }
             Wanted::GrubConfig => {
-                self.script(mac, Client::PxeFirmware, templates::GRUB, templates::GRUB_HOME)
+                self.script(mac, uefi, templates::GRUB, templates::GRUB_HOME)
                     .await
             }
-            Wanted::Loader(name) => self.loader(mac, name),
+            Wanted::Loader(name) => self.loader(mac, uefi, name),
             Wanted::Image { .. } | Wanted::Windows(_) => Err(Refusal::UnknownName),
         }
     }
 
-    fn loader(&self, mac: MacAddress, name: &str) -> Result<Bytes, Refusal> {
-        let facts = facts(mac, Client::PxeFirmware);
+    fn loader(&self, mac: MacAddress, client: Client, name: &str) -> Result<Bytes, Refusal> {
+        let mut facts = facts(mac, client);
+        if name == "undionly.kpxe" {
+            (facts.client, facts.platform) = (Client::PxeFirmware, Platform::Bios);
+        }
         match self.directory.decide(&facts).action {
             Action::Boot(boot) => self
                 .offers
@@ -212,7 +271,7 @@ impl<D: Directory> Files<D> {
             .unwrap_or_else(|| mac.to_string());
         let text = match &decision.action {
             Action::Boot(plan) => {
-                let text = self.offers.boot_script(boot, plan, mac, &machine);
+                let text = self.offers.boot_script(boot, plan, mac, &machine, self.head);
                 if text.is_ok() {
                     let commit = self.directory.script_handed_out(mac, plan.image.clone()).await;
                     commit.map_err(|_| Refusal::NotCommitted)?;
@@ -221,7 +280,7 @@ impl<D: Directory> Files<D> {
             }
             Action::LocalDisk | Action::NoBootAnswer => {
                 self.offers
-                    .home_script(home, &machine, &decision.reason.to_string())
+                    .home_script(home, &machine, &decision.reason.to_string(), self.head)
             }
         };
         text.map(Bytes::from).map_err(|error| {
@@ -233,10 +292,10 @@ impl<D: Directory> Files<D> {
 
 /// Facts of a file request: which loader asks tells the firmware.
 fn facts(mac: MacAddress, client: Client) -> Facts {
-    let platform = if client == Client::Ipxe {
-        Platform::Bios
-    } else {
-        Platform::UefiX64
+    let platform = match client {
+        Client::Ipxe => Platform::Bios,
+        Client::HttpFirmware => Platform::UefiX64Http,
+        Client::PxeFirmware | Client::OperatingSystem => Platform::UefiX64,
     };
     Facts {
         mac,
@@ -286,5 +345,24 @@ mod tests {
             assert_eq!(parse(path), expected, "{path}");
         }
         assert_eq!(parse(&"x".repeat(300)), Err(Refusal::BadPath));
+    }
+
+    #[test]
+    fn a_path_may_name_its_machine() {
+        let mac = Some(MacAddress([0x52, 0x54, 0, 0, 0, 0x1a]));
+        for (path, expected) in [
+            ("m/52-54-00-00-00-1a/shimx64.efi", mac),
+            ("/m/52:54:0:0:0:1A/boot.ipxe", mac),
+            ("\\m\\52-54-00-00-00-1a\\grubx64.efi", mac),
+            ("/grub/grub.cfg-01-52-54-00-00-00-1a", mac),
+            ("grub.cfg-01-52-54-00-00-00-1a/x", None),
+            ("m/52-54-00-00-00/shimx64.efi", None),
+            ("m/ff-ff-ff-ff-ff-ff/shimx64.efi", None),
+            ("m/52-54-00-00-00-1a-1b/shimx64.efi", None),
+            ("m", None),
+            ("shimx64.efi", None),
+        ] {
+            assert_eq!(machine_in_path(path), expected, "{path}");
+        }
     }
 }

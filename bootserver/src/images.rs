@@ -8,7 +8,7 @@ use bytes::Bytes;
 use cid_protocol::manifest::{MANIFEST_VERSION, Manifest};
 use sha2::{Digest, Sha256};
 
-use crate::policy::ImageFault;
+use crate::policy::{BiosLoader, ImageFault};
 
 /// Largest manifest that is read, in bytes: a thousand modules make half a megabyte.
 const MAX_MANIFEST: u64 = 16 * 1024 * 1024;
@@ -25,11 +25,30 @@ pub struct Image {
 }
 
 impl Image {
-    /// Whether UEFI machines can be booted from it.
-    pub fn has_uefi_loaders(&self) -> bool {
-        ["efi/shimx64.efi", "efi/grubx64.efi"]
-            .iter()
-            .all(|file| self.files.contains_key(*file))
+    /// Why UEFI machines cannot be booted from it, if so: no loader at all, or a chain with a link missing. shim asks for
+    /// MokManager when it meets a signature it does not know, and stops when there is none.
+    pub fn uefi_fault(&self) -> Option<ImageFault> {
+        let missing: Vec<&str> = ["efi/shimx64.efi", "efi/grubx64.efi", "efi/mmx64.efi"]
+            .into_iter()
+            .filter(|file| !self.files.contains_key(*file))
+            .collect();
+        match missing.len() {
+            0 => None,
+            3 => Some(ImageFault::NoUefiLoader),
+            _ => Some(ImageFault::BrokenChain(format!(
+                "{} is missing",
+                missing.join(" and ")
+            ))),
+        }
+    }
+
+    /// Whether PCs with a plain PXE ROM can be booted from it.
+    pub fn bios_loader(&self) -> BiosLoader {
+        if self.files.contains_key("bios/undionly.kpxe") {
+            BiosLoader::Present
+        } else {
+            BiosLoader::Absent
+        }
     }
 
     /// A file by the last component of its path (`vmlinuz`, `shimx64.efi`).
@@ -145,6 +164,7 @@ mod tests {
         ("initrd.img", b"i"),
         ("efi/shimx64.efi", b"s"),
         ("efi/grubx64.efi", b"g"),
+        ("efi/mmx64.efi", b"m"),
     ];
 
     #[test]
@@ -152,8 +172,36 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), WHOLE);
         let image = load(folder.path(), "minimal").unwrap();
-        assert!(image.has_uefi_loaders());
+        assert_eq!(
+            (image.uefi_fault(), image.bios_loader()),
+            (None, BiosLoader::Absent)
+        );
         assert_eq!(image.file_named("grubx64.efi").unwrap(), "g");
+    }
+
+    #[test]
+    fn a_chain_with_a_link_missing_is_named() {
+        for (gone, expected) in [
+            (&["grubx64"][..], "efi/grubx64.efi is missing"),
+            (&["mmx64"], "efi/mmx64.efi is missing"),
+            (
+                &["shimx64", "mmx64"],
+                "efi/shimx64.efi and efi/mmx64.efi is missing",
+            ),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let left = |(name, _): &&(&str, &[u8])| !gone.iter().any(|part| name.contains(part));
+            let files: Vec<(&str, &[u8])> = WHOLE.iter().filter(left).copied().collect();
+            write(folder.path(), &files);
+            let fault = load(folder.path(), "minimal").unwrap().uefi_fault();
+            assert_eq!(fault, Some(ImageFault::BrokenChain(expected.to_owned())));
+        }
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &WHOLE[..2]);
+        assert_eq!(
+            load(folder.path(), "minimal").unwrap().uefi_fault(),
+            Some(ImageFault::NoUefiLoader)
+        );
     }
 
     #[test]

@@ -78,7 +78,7 @@ impl fmt::Debug for Uuid {
     }
 }
 
-/// What a machine's firmware is, from the client system architectures of option 93 (RFC 4578 2.1, IANA registry).
+/// What a machine's firmware is, as we tell firmwares apart, from the client system architectures of option 93 (RFC 4578 2.1, IANA registry).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Platform {
     /// 0: PC BIOS. Also when firmware names none: option 93 is younger than PXE.
@@ -91,31 +91,66 @@ pub enum Platform {
     Other(u16),
 }
 
+/// Client system architectures as IANA registers them ("Processor Architecture Types"): number, platform, name for people.
+/// A number that stands here as [`Platform::Other`] is refused by name; one that does not stand here by number.
+pub const ARCHITECTURES: [(u16, Platform, &str); 24] = [
+    (0, Platform::Bios, "bios"),
+    (1, Platform::Other(1), "nec-pc98"),
+    (2, Platform::Other(2), "uefi-itanium"),
+    (6, Platform::Other(6), "uefi-ia32"),
+    (7, Platform::UefiX64, "uefi-x64"),
+    // RFC 4578 calls it "EFI BC" by an erratum; firmware means x86-64. Matching one of the two alone makes an endless loop
+    // of boots on the other (xcat-core issue 7645).
+    (9, Platform::UefiX64, "uefi-x64"),
+    (10, Platform::Other(10), "uefi-arm32"),
+    (11, Platform::Other(11), "uefi-arm64"),
+    (12, Platform::Other(12), "powerpc-open-firmware"),
+    (14, Platform::Other(14), "power-opal"),
+    (15, Platform::Other(15), "uefi-ia32-http"),
+    (16, Platform::UefiX64Http, "uefi-x64"),
+    (18, Platform::Other(18), "uefi-arm32-http"),
+    (19, Platform::Other(19), "uefi-arm64-http"),
+    (20, Platform::Other(20), "bios-http"),
+    (21, Platform::Other(21), "uboot-arm32"),
+    (22, Platform::Other(22), "uboot-arm64"),
+    (25, Platform::Other(25), "uefi-riscv32"),
+    (27, Platform::Other(27), "uefi-riscv64"),
+    (28, Platform::Other(28), "uefi-riscv64-http"),
+    (31, Platform::Other(31), "s390"),
+    (39, Platform::Other(39), "uefi-loongarch64"),
+    (40, Platform::Other(40), "uefi-loongarch64-http"),
+    (41, Platform::Other(41), "raspberry-pi"),
+];
+
 impl Platform {
-    /// The first architecture of the list that we know; else the first.
+    /// The first architecture of the list that we boot; else the first.
     pub fn from_architectures(list: &[u16]) -> Self {
-        let known = |number: &u16| match number {
-            0 => Some(Self::Bios),
-            7 | 9 => Some(Self::UefiX64),
-            16 => Some(Self::UefiX64Http),
-            _ => None,
+        let booted = |number: &u16| {
+            ARCHITECTURES
+                .iter()
+                .find(|(known, platform, _)| known == number && !matches!(platform, Self::Other(_)))
+                .map(|(_, platform, _)| *platform)
         };
         list.iter()
-            .find_map(known)
+            .find_map(booted)
             .unwrap_or_else(|| list.first().map_or(Self::Bios, |number| Self::Other(*number)))
+    }
+
+    /// Its name in [`ARCHITECTURES`]; `None` for a number that does not stand there.
+    pub fn name(self) -> Option<&'static str> {
+        ARCHITECTURES
+            .iter()
+            .find(|(_, platform, _)| *platform == self)
+            .map(|(_, _, name)| *name)
     }
 }
 
 impl fmt::Display for Platform {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Bios => f.write_str("bios"),
-            Self::UefiX64 | Self::UefiX64Http => f.write_str("uefi-x64"),
-            Self::Other(2) => f.write_str("uefi-itanium"),
-            Self::Other(6) => f.write_str("uefi-ia32"),
-            Self::Other(10) => f.write_str("uefi-arm32"),
-            Self::Other(11) => f.write_str("uefi-arm64"),
-            Self::Other(number) => write!(f, "architecture-{number}"),
+        match (self.name(), self) {
+            (Some(name), _) => f.write_str(name),
+            (None, Self::Other(number)) => write!(f, "architecture-{number}"),
+            (None, _) => f.write_str("x86"),
         }
     }
 }
@@ -167,5 +202,10 @@ mod tests {
         assert_eq!(Platform::from_architectures(&[9]), Platform::UefiX64);
         assert_eq!(Platform::from_architectures(&[6, 7]), Platform::UefiX64);
         assert_eq!(Platform::from_architectures(&[11, 6]), Platform::Other(11));
+        for (number, platform, name) in ARCHITECTURES {
+            assert_eq!(Platform::from_architectures(&[number]), platform, "{number}");
+            assert_eq!(platform.to_string(), name, "{number}");
+        }
+        assert_eq!(Platform::Other(4711).to_string(), "architecture-4711");
     }
 }

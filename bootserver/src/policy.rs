@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use crate::machine::{Client, MacAddress, Platform, Uuid};
+use crate::quirks::{self, Manner};
 
 /// Boots in a row without a join that send a machine to its own disk.
 pub const MAX_FAILED_BOOTS: u32 = 2;
@@ -46,6 +47,8 @@ pub struct Standing {
     pub failed_boots: u32,
     /// A loader script was handed out in the boot that is going on: its further files belong to a boot already granted.
     pub boot_in_progress: bool,
+    /// Quirk that the administrator forces on it, by name.
+    pub quirk: Option<String>,
 }
 
 /// What the configuration and the image folder offer.
@@ -64,8 +67,19 @@ pub struct GroupOffer {
     pub image: String,
     /// Why that image cannot be booted, if so.
     pub image_fault: Option<ImageFault>,
+    /// Whether the image holds `undionly.kpxe` for PCs with a plain PXE ROM.
+    pub bios_loader: BiosLoader,
     /// Command line of the image, then the words that always stand, then the group's.
     pub cmdline: String,
+}
+
+/// Whether there is a first stage for plain PXE ROMs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BiosLoader {
+    /// `bios/undionly.kpxe`.
+    Present,
+    /// None.
+    Absent,
 }
 
 /// Why an image cannot be booted.
@@ -77,6 +91,8 @@ pub enum ImageFault {
     Damaged(String),
     /// It was built without boot loaders for UEFI.
     NoUefiLoader,
+    /// Its chain of UEFI boot loaders ends before the kernel: names what is missing.
+    BrokenChain(String),
 }
 
 /// The answer.
@@ -86,6 +102,8 @@ pub struct Decision {
     pub action: Action,
     /// Why.
     pub reason: Reason,
+    /// How this machine's firmware wants to be told.
+    pub manner: Manner,
 }
 
 /// What to do with a machine.
@@ -117,8 +135,12 @@ pub struct Boot {
 pub enum Loader {
     /// iPXE script over HTTP.
     IpxeScript,
+    /// iPXE over TFTP for a plain PXE ROM; it then asks again and gets [`Loader::IpxeScript`].
+    Undionly,
     /// Debian's signed shim over TFTP, then GRUB.
     Shim,
+    /// The same over HTTP, for UEFI HTTP Boot.
+    HttpShim,
 }
 
 impl Loader {
@@ -126,7 +148,9 @@ impl Loader {
     pub fn door(self) -> &'static str {
         match self {
             Self::IpxeScript => "pxe-bios",
+            Self::Undionly => "pxe-bios-plain",
             Self::Shim => "pxe-uefi",
+            Self::HttpShim => "http-uefi",
         }
     }
 
@@ -134,9 +158,27 @@ impl Loader {
     pub fn file(self) -> &'static str {
         match self {
             Self::IpxeScript => "boot.ipxe",
-            Self::Shim => "shimx64.efi",
+            Self::Undionly => "undionly.kpxe",
+            Self::Shim | Self::HttpShim => "shimx64.efi",
         }
     }
+
+    /// How it is fetched.
+    pub fn transport(self) -> Transport {
+        match self {
+            Self::IpxeScript | Self::HttpShim => Transport::Http,
+            Self::Undionly | Self::Shim => Transport::Tftp,
+        }
+    }
+}
+
+/// What carries a file to a machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Transport {
+    /// UDP port 69.
+    Tftp,
+    /// TCP port 80.
+    Http,
 }
 
 /// Why. Each has a stable name, a line in plain words and, where there is one, the remedy in it.
@@ -169,10 +211,15 @@ pub enum Reason {
     TemplateBroken(String),
     /// We have no loader for it.
     UnsupportedArchitecture(Platform),
-    /// Plain BIOS PXE without iPXE.
-    NoBiosLoader,
-    /// UEFI HTTP Boot.
-    NoHttpBoot,
+    /// A plain PXE ROM, and no iPXE for it in the image.
+    NoBiosLoader(String),
+    /// The image's chain of UEFI boot loaders ends before the kernel.
+    BrokenChain {
+        /// Image.
+        image: String,
+        /// What is missing.
+        what: String,
+    },
 }
 
 impl Reason {
@@ -190,8 +237,21 @@ impl Reason {
             Self::NoUefiLoader(_) => "no-uefi-loader",
             Self::TemplateBroken(_) => "template-broken",
             Self::UnsupportedArchitecture(_) => "unsupported-architecture",
-            Self::NoBiosLoader => "no-bios-loader",
-            Self::NoHttpBoot => "no-http-boot",
+            Self::NoBiosLoader(_) => "no-bios-loader",
+            Self::BrokenChain { .. } => "broken-chain",
+        }
+    }
+}
+
+impl Reason {
+    /// Name of its counter: the stable name, and for an architecture that we do not boot, which one. Numbers that nobody
+    /// registered share one counter.
+    pub fn counter(&self) -> String {
+        match self {
+            Self::UnsupportedArchitecture(platform) => {
+                format!("{}/{}", self.name(), platform.name().unwrap_or("unregistered"))
+            }
+            _ => self.name().to_owned(),
         }
     }
 }
@@ -221,11 +281,13 @@ impl fmt::Display for Reason {
             ),
             Self::TemplateBroken(what) => write!(f, "{what}; mend the template and restart cidhead"),
             Self::UnsupportedArchitecture(platform) => write!(f, "no image for {platform} machines"),
-            Self::NoBiosLoader => f.write_str(
-                "its BIOS has a plain PXE ROM; this version boots BIOS machines through iPXE only",
+            Self::NoBiosLoader(image) => write!(
+                f,
+                "its BIOS has a plain PXE ROM, and image {image} holds no bios/undionly.kpxe for it; build the image again with `cidbuild image`"
             ),
-            Self::NoHttpBoot => f.write_str(
-                "UEFI HTTP Boot is not served by this version; put UEFI PXE (IPv4) first in the boot order",
+            Self::BrokenChain { image, what } => write!(
+                f,
+                "the UEFI boot chain of image {image} would end before the kernel: {what}; build the image again with `cidbuild image`"
             ),
         }
     }
@@ -233,7 +295,8 @@ impl fmt::Display for Reason {
 
 /// Decides. See the module's first lines.
 pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
-    match refuse_or_boot(facts, standing, site) {
+    let manner = quirks::manner(facts, standing.quirk.as_deref());
+    match refuse_or_boot(facts, &manner, standing, site) {
         Ok(boot) => {
             let reason = Reason::InGroup {
                 group: boot.group.clone(),
@@ -242,6 +305,7 @@ pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
             Decision {
                 action: Action::Boot(boot),
                 reason,
+                manner,
             }
         }
         Err(reason) => {
@@ -250,13 +314,17 @@ pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
             } else {
                 Action::LocalDisk
             };
-            Decision { action, reason }
+            Decision {
+                action,
+                reason,
+                manner,
+            }
         }
     }
 }
 
 /// The reasons against, the machine's own first, then the site's, then the firmware's.
-fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boot, Reason> {
+fn refuse_or_boot(facts: &Facts, manner: &Manner, standing: &Standing, site: &Site) -> Result<Boot, Reason> {
     if facts.client == Client::OperatingSystem {
         return Err(Reason::NotFirmware);
     }
@@ -275,14 +343,23 @@ fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boo
     if let Some(what) = &site.templates_broken {
         return Err(Reason::TemplateBroken(what.clone()));
     }
-    let loader = loader(facts)?;
+    let loader = loader(facts.client, manner.platform.unwrap_or(facts.platform))?;
     match &offer.image_fault {
         Some(ImageFault::Missing(what)) => return Err(Reason::ImageMissing(what.clone())),
         Some(ImageFault::Damaged(what)) => return Err(Reason::ImageDamaged(what.clone())),
-        Some(ImageFault::NoUefiLoader) if loader == Loader::Shim => {
-            return Err(Reason::NoUefiLoader(offer.image.clone()));
+        Some(fault) if matches!(loader, Loader::Shim | Loader::HttpShim) => {
+            return Err(match fault {
+                ImageFault::BrokenChain(what) => Reason::BrokenChain {
+                    image: offer.image.clone(),
+                    what: what.clone(),
+                },
+                _ => Reason::NoUefiLoader(offer.image.clone()),
+            });
         }
-        Some(ImageFault::NoUefiLoader) | None => {}
+        Some(_) | None => {}
+    }
+    if loader == Loader::Undionly && offer.bios_loader == BiosLoader::Absent {
+        return Err(Reason::NoBiosLoader(offer.image.clone()));
     }
     Ok(Boot {
         image: offer.image.clone(),
@@ -292,14 +369,16 @@ fn refuse_or_boot(facts: &Facts, standing: &Standing, site: &Site) -> Result<Boo
     })
 }
 
-fn loader(facts: &Facts) -> Result<Loader, Reason> {
-    match (facts.client, facts.platform) {
-        (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => Err(Reason::NoHttpBoot),
-        (_, Platform::Other(_)) => Err(Reason::UnsupportedArchitecture(facts.platform)),
+fn loader(client: Client, platform: Platform) -> Result<Loader, Reason> {
+    match (client, platform) {
+        (_, Platform::Other(_)) => Err(Reason::UnsupportedArchitecture(platform)),
         (Client::Ipxe, Platform::Bios) => Ok(Loader::IpxeScript),
-        (Client::PxeFirmware, Platform::Bios) => Err(Reason::NoBiosLoader),
+        (Client::PxeFirmware, Platform::Bios) => Ok(Loader::Undionly),
+        (Client::HttpFirmware, Platform::UefiX64 | Platform::UefiX64Http) => Ok(Loader::HttpShim),
+        (Client::HttpFirmware, Platform::Bios) => Err(Reason::UnsupportedArchitecture(Platform::Other(20))),
         // iPXE on UEFI fetches the same shim: its own boot of a kernel would end at Secure Boot.
         (_, Platform::UefiX64) => Ok(Loader::Shim),
+        (_, Platform::UefiX64Http) => Ok(Loader::HttpShim),
         (Client::OperatingSystem, Platform::Bios) => Err(Reason::NotFirmware),
     }
 }

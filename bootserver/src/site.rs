@@ -10,7 +10,7 @@ use cid_protocol::{NODE_PORT, cmdline};
 
 use crate::images::{self, Image};
 use crate::machine::MacAddress;
-use crate::policy::{Boot, GroupOffer, ImageFault, Site};
+use crate::policy::{BiosLoader, Boot, GroupOffer, ImageFault, Site};
 use crate::templates::{self, TemplateError, Templates, Values};
 use crate::windows;
 
@@ -67,6 +67,11 @@ impl Offers {
         offers
     }
 
+    /// Our first address.
+    pub fn head(&self) -> Ipv4Addr {
+        self.head
+    }
+
     /// The view of this moment.
     pub fn current(&self) -> Arc<Current> {
         // A poisoned lock holds a whole view all the same: it is replaced in one assignment.
@@ -119,8 +124,7 @@ impl Offers {
             let image = images.get(&group.image);
             let image_fault = match (image, faults.get(&group.image)) {
                 (_, Some(fault)) => Some(fault.clone()),
-                (Some(image), None) if !image.has_uefi_loaders() => Some(ImageFault::NoUefiLoader),
-                (Some(_), None) => None,
+                (Some(image), None) => image.uefi_fault(),
                 (None, None) => Some(ImageFault::Missing(format!("image {} is not there", group.image))),
             };
             let cmdline = self.cmdline(group, image.map_or("", |image| &image.manifest.cmdline));
@@ -133,6 +137,7 @@ impl Offers {
                 GroupOffer {
                     image: group.image.clone(),
                     image_fault,
+                    bios_loader: image.map_or(BiosLoader::Absent, |image| image.bios_loader()),
                     cmdline,
                 },
             );
@@ -148,7 +153,6 @@ impl Offers {
         let words = [
             of_image.to_owned(),
             "panic=10 oops=panic".to_owned(),
-            format!("{}={}:{NODE_PORT}", cmdline::HEAD, self.head),
             format!("{}={}", cmdline::IMAGE, group.image),
             format!("{}={}", cmdline::BAIL_OUT, group.bail_out_secs),
             format!("{}={}", cmdline::PATIENCE, group.patience_secs),
@@ -163,8 +167,8 @@ impl Offers {
     }
 
     /// A file for Windows administrators.
-    pub fn windows_file(&self, name: &str) -> Option<Bytes> {
-        windows::render(name, self.head)
+    pub fn windows_file(&self, name: &str, head: Ipv4Addr) -> Option<Bytes> {
+        windows::render(name, head)
     }
 
     /// A loader script that boots `boot` on the machine.
@@ -174,25 +178,34 @@ impl Offers {
         boot: &Boot,
         mac: MacAddress,
         machine: &str,
+        head: Ipv4Addr,
     ) -> Result<String, TemplateError> {
-        self.render(template, &boot.image, full_cmdline(boot, mac), machine, "")
+        let cmdline = full_cmdline(boot, mac, head);
+        self.render(template, head, &boot.image, cmdline, machine, "")
     }
 
     /// A script that sends the machine home.
-    pub fn home_script(&self, template: &str, machine: &str, reason: &str) -> Result<String, TemplateError> {
-        self.render(template, "", String::new(), machine, reason)
+    pub fn home_script(
+        &self,
+        template: &str,
+        machine: &str,
+        reason: &str,
+        head: Ipv4Addr,
+    ) -> Result<String, TemplateError> {
+        self.render(template, head, "", String::new(), machine, reason)
     }
 
     fn render(
         &self,
         template: &str,
+        head: Ipv4Addr,
         image: &str,
         cmdline: String,
         machine: &str,
         reason: &str,
     ) -> Result<String, TemplateError> {
         let values = Values {
-            head: self.head.to_string(),
+            head: head.to_string(),
             image: image.to_owned(),
             cmdline,
             machine: machine.to_owned(),
@@ -217,12 +230,13 @@ impl Current {
     }
 }
 
-/// The whole kernel command line of a boot on one machine.
-pub fn full_cmdline(boot: &Boot, mac: MacAddress) -> String {
+/// The whole kernel command line of a boot on one machine that asks us at `head`.
+pub fn full_cmdline(boot: &Boot, mac: MacAddress, head: Ipv4Addr) -> String {
     let bootif = mac.to_string().replace(':', "-");
     format!(
-        "{} {}={} {}=01-{bootif}",
+        "{} {}={head}:{NODE_PORT} {}={} {}=01-{bootif}",
         boot.cmdline,
+        cmdline::HEAD,
         cmdline::DOOR,
         boot.loader.door(),
         cmdline::BOOTIF

@@ -135,6 +135,27 @@ fn the_ipxe_rom_is_sent_to_its_script_and_told_not_to_wait_for_a_proxy() {
     assert!(offer.packet.option(option::VENDOR_SPECIFIC).is_some());
 }
 
+/// No vendor's ROM is packaged: this exchange is made up from RFC 4578 and the PXE specification.
+#[test]
+fn a_plain_rom_is_led_to_ipxe_and_ipxe_to_its_script() {
+    let mut server = server();
+    let ack = join(&mut server, NOW, |message| message.pxe(0), mac(1), &adopted());
+    assert_eq!((ack.file().as_str(), ack.siaddr()), ("undionly.kpxe", HEAD));
+    assert_eq!(ack.packet.option(option::VENDOR_CLASS), None);
+    assert_eq!(ack.packet.option(option::VENDOR_SPECIFIC), None);
+    let ack = join(&mut server, NOW + 9, Message::ipxe, mac(1), &adopted());
+    assert_eq!(ack.file(), "http://10.77.0.1/boot.ipxe");
+    let ack = join(
+        &mut server,
+        NOW + 20,
+        |message| message.pxe(0),
+        mac(2),
+        &Standing::default(),
+    );
+    assert_eq!(ack.file(), "");
+    assert!(ack.packet.option(option::VENDOR_SPECIFIC).is_some());
+}
+
 #[test]
 fn firmware_linux_and_windows_of_one_pc_share_one_address() {
     let mut server = server();
@@ -193,13 +214,24 @@ fn an_operating_system_hears_nothing_about_booting() {
 }
 
 #[test]
-fn http_boot_gets_an_offer_without_a_url_and_an_unknown_architecture_is_named() {
+fn http_boot_gets_its_url_and_an_unknown_architecture_is_named() {
     let http = |message: Message| {
         message
             .option(option::VENDOR_CLASS, b"HTTPClient:Arch:00016:UNDI:003000")
             .option(option::ARCHITECTURE, &[0, 16])
     };
     let ack = join(&mut server(), NOW, http, mac(1), &adopted());
+    // EDK2 reads option 67, shim and GRUB the header field; GRUB wants the zero byte in option 60.
+    assert_eq!(ack.file(), "http://10.77.0.1/shimx64.efi");
+    assert_eq!(
+        ack.packet.option(option::BOOT_FILE_NAME),
+        Some(&b"http://10.77.0.1/shimx64.efi\0"[..])
+    );
+    assert_eq!(
+        ack.packet.option(option::VENDOR_CLASS),
+        Some(&b"HTTPClient\0"[..])
+    );
+    let ack = join(&mut server(), NOW, http, mac(1), &Standing::default());
     assert_eq!(ack.file(), "");
     assert_eq!(ack.packet.option(option::VENDOR_SPECIFIC), None);
 

@@ -16,12 +16,13 @@ mod desk;
 mod mutation;
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cid_bootserver::dhcp::leases::MAX_OFFERS;
-use cid_bootserver::dhcp::packet::{MessageType, option};
+use cid_bootserver::dhcp::packet::{MessageType, Packet, option};
+use cid_bootserver::dhcp::proxy::{self, Door, Proxy};
 use cid_bootserver::dhcp::server::{Output, Server};
 use cid_bootserver::{http, tftp};
 use common::{HEAD, Message, NOW, adopted, decide, drain, mac, settings, unhex};
@@ -33,6 +34,7 @@ use tokio::net::{TcpListener, TcpStream, UdpSocket};
 /// Stated here and nowhere else; change it to look elsewhere.
 const SEED: u64 = 20_260_729;
 const DHCP_INPUTS: usize = 90_000;
+const PROXY_INPUTS: usize = 30_000;
 const TFTP_INPUTS: usize = 5_000;
 const HTTP_INPUTS: usize = 5_000;
 /// Memory that the second half of the DHCP inputs may add: what the allocator and the neighbouring tests move.
@@ -159,6 +161,61 @@ fn dhcp() {
     // 45,000 inputs that each left a lease's worth behind would be 10 MiB; the other tests of this process run beside.
     assert!(growth < GROWTH_KIB, "{growth} KiB");
     tally.check("DHCP");
+}
+
+/// Neither an address nor a NAK leaves a proxy, whatever comes in on either of its ports.
+#[test]
+fn proxy() {
+    let mut random = Random::new(SEED);
+    let mut seeds = dhcp_seeds();
+    let address = Ipv4Addr::new(10, 77, 0, 120);
+    let requests = [0, 7].map(|arch| {
+        Message::new(MessageType::Request, mac(3))
+            .pxe(arch)
+            .ciaddr(address)
+    });
+    seeds.splice(0..0, requests.iter().map(Message::bytes));
+    let mut proxy = Proxy::new(HEAD);
+    let mut tally = Tally::default();
+    let asked = AtomicU64::new(0);
+    let policy = decide(adopted());
+    for _ in 0..PROXY_INPUTS {
+        let (door, kinds) = [
+            (Door::Dhcp, 2..6),
+            (Door::BootServer, 0..2),
+            (Door::Dhcp, 0..seeds.len()),
+        ][[0, 0, 0, 1, 1, 1, 1, 2][random.below(8)]]
+        .clone();
+        let mut bytes = seeds[kinds.start + random.below(kinds.len())].clone();
+        let start = [0, 12, 240, 243, 243, 243, 243, 243][random.below(8)];
+        let length = bytes.len();
+        random.mutate(&mut bytes, start..length, Alphabet::Bytes);
+        let sender = SocketAddrV4::new(address, 4011);
+        let before = asked.load(Ordering::Relaxed);
+        let result = proxy.handle_packet(door, sender, &bytes, &|facts| {
+            asked.fetch_add(1, Ordering::Relaxed);
+            policy(facts)
+        });
+        tally.to_policy += u64::from(asked.load(Ordering::Relaxed) > before);
+        match result {
+            Ok(()) => tally.count("taken"),
+            Err(reason) => tally.count(reason),
+        }
+        let outputs: Vec<proxy::Output> = std::iter::from_fn(|| proxy.poll_output()).collect();
+        assert!(outputs.len() <= 8, "{} outputs for one packet", outputs.len());
+        for output in outputs {
+            if let proxy::Output::Transmit { from, bytes, .. } = output {
+                let packet = Packet::decode(&bytes).expect("our own answers decode");
+                assert_eq!(from, door);
+                assert!(packet.yiaddr.is_unspecified() && packet.option(option::LEASE_TIME).is_none());
+                assert!(matches!(
+                    packet.message_type,
+                    MessageType::Offer | MessageType::Ack
+                ));
+            }
+        }
+    }
+    tally.check("proxy DHCP");
 }
 
 /// A path, and the part of it that may be anything without meaning another file.

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cid_protocol::api::{DhcpStatus, Event, Explanation, NodeRow, NodeState, Status};
+use cid_protocol::api::{DhcpStatus, Event, Explanation, NodeRow, NodeState, RivalRow, Status};
 
 /// Unix time in seconds.
 pub(crate) fn now() -> u64 {
@@ -143,10 +143,31 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
     out
 }
 
+/// One other server in words.
+pub(crate) fn rival_line(rival: &RivalRow) -> String {
+    let role = match rival.role.as_str() {
+        "dhcp" => "DHCP server",
+        _ => "proxy or PXE server",
+    };
+    let mut line = format!("{role} {}", plain(&rival.server));
+    for (what, value) in [
+        ("offered", &rival.address),
+        ("boot server", &rival.boot_server),
+        ("boot file", &rival.boot_file),
+    ] {
+        if !value.is_empty() {
+            let _ = write!(line, ", {what} {}", plain(value));
+        }
+    }
+    line
+}
+
 /// The answer of `status`.
 pub(crate) fn status(status: &Status) -> String {
     let dhcp = match &status.dhcp {
         DhcpStatus::Serving => "serving".to_owned(),
+        DhcpStatus::Proxy => "boot answers only, beside another DHCP server".to_owned(),
+        DhcpStatus::Off => "off: another DHCP server names this head".to_owned(),
         DhcpStatus::Suspended { rival } => {
             format!(
                 "suspended: another DHCP server answers at {}; switch it off on this segment",
@@ -160,6 +181,9 @@ pub(crate) fn status(status: &Status) -> String {
         plain(&status.interface),
         plain(&status.address)
     );
+    for rival in &status.rivals {
+        let _ = writeln!(out, "beside us  {}", rival_line(rival));
+    }
     for (reason, count) in &status.drops {
         let _ = writeln!(out, "dropped    {count} {}", plain(reason));
     }

@@ -16,7 +16,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use cid_protocol::api::{
-    AdoptRequest, DhcpStatus, EventList, Explanation, NodeList, Problem, ReleaseRequest, Status, WakeRequest,
+    AdoptRequest, DhcpStatus, EventList, Explanation, NodeList, Problem, ReleaseRequest, RivalRow, Status,
+    WakeRequest,
 };
 use cid_protocol::doctor::Checkup;
 use cid_protocol::trace::Trace;
@@ -39,6 +40,10 @@ pub trait BootView: Send + Sync + 'static {
     fn explain(&self, mac: Mac) -> Explanation;
     /// Whether DHCP is answered.
     fn dhcp(&self) -> DhcpStatus;
+    /// Others who answer DHCP or PXE on our wires.
+    fn rivals(&self) -> Vec<RivalRow> {
+        Vec::new()
+    }
     /// Drops of the boot protocols by reason.
     fn drops(&self) -> BTreeMap<String, u64>;
     /// Answers by decision and reason, as in `boot/adopted`.
@@ -304,6 +309,7 @@ async fn status(State(api): Shared) -> Json<Status> {
         interface: api.interface.clone(),
         address: api.address.clone(),
         dhcp: api.boot.dhcp(),
+        rivals: api.boot.rivals(),
         drops: api.drops(),
     })
 }

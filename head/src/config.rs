@@ -5,6 +5,7 @@ mod check;
 mod raw;
 mod render;
 mod schema;
+mod snippet;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,9 +14,12 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use crate::mac::Mac;
+
 pub use check::{parse_duration, parse_pattern};
 pub use render::{STARTER, render};
 pub use schema::{manual_page, schema};
+pub use snippet::{Product, snippet};
 
 /// Where `cidhead` looks when no `--config` is given.
 pub const DEFAULT_PATH: &str = "/etc/cid/head.toml";
@@ -77,9 +81,41 @@ pub struct Group {
     pub matches: Vec<Pattern>,
 }
 
+/// What this head does about DHCP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DhcpMode {
+    /// It gives out the addresses, and boot answers with them. Alone on its wire.
+    #[default]
+    Full,
+    /// It gives boot answers beside somebody else's DHCP server, on one or several interfaces.
+    Proxy,
+    /// It has no DHCP socket: somebody else's DHCP server names it as boot server.
+    Off,
+}
+
+impl DhcpMode {
+    /// Its word in `head.toml`.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Proxy => "proxy",
+            Self::Off => "off",
+        }
+    }
+}
+
+/// One machine, by its MAC address: what the administrator knows of it.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Machine {
+    /// Name of a row of `cid_bootserver::quirks`.
+    pub quirk: Option<String>,
+}
+
 /// The `[dhcp]` table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dhcp {
+    /// Ours, beside another, or none.
+    pub mode: DhcpMode,
     /// First and last address given out; `None` until resolved means the upper half of the subnet.
     pub range: Option<(Ipv4Addr, Ipv4Addr)>,
     /// Lease time.
@@ -99,8 +135,10 @@ pub struct Config {
     pub file: PathBuf,
     /// Who runs this cluster, for the person at the PC; empty when not said.
     pub site: String,
-    /// Interface that faces the lab.
+    /// Interface that faces the lab; the first one of several.
     pub interface: String,
+    /// All of them; several in proxy and off mode only.
+    pub interfaces: Vec<String>,
     /// Where `cid.db` lives.
     pub state_dir: PathBuf,
     /// Where the images lie.
@@ -113,6 +151,8 @@ pub struct Config {
     pub dhcp: Dhcp,
     /// Groups by name.
     pub groups: BTreeMap<String, Group>,
+    /// What is special about single machines.
+    pub machines: BTreeMap<Mac, Machine>,
 }
 
 /// What the interface adds: facts of the machine, read by the caller.
@@ -203,6 +243,9 @@ impl Config {
             line: None,
             what,
         };
+        if self.dhcp.mode != DhcpMode::Full {
+            return Ok(self);
+        }
         let (low, high) = match self.dhcp.range {
             Some(range) => range,
             None => default_range(subnet).ok_or_else(|| {

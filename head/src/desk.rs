@@ -7,19 +7,22 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cid_bootserver::counters::Counters;
 use cid_bootserver::dhcp::leases::LeaseRecord;
-use cid_bootserver::dhcp::rival::Rival;
+use cid_bootserver::dhcp::rival::{Rival, Sighting};
 use cid_bootserver::dhcp::server::Observation as Seen;
 use cid_bootserver::directory::{CommitError, Directory};
 use cid_bootserver::machine::{Client, Platform};
 use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Stage, Standing};
+use cid_bootserver::quirks;
 use cid_bootserver::site::{Offers, full_cmdline};
-use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation, NodeState};
+use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation, NodeState, RivalRow};
 use cid_protocol::trace::What;
 
 use crate::api::{BootView, Drivers};
+use crate::config::{Config, DhcpMode, Machine};
 use crate::core::Core;
 use crate::mac::Mac;
 use crate::registry::{Firmware, Observation, Record, Registry, Verdict};
+use crate::rivals::Rivals;
 use crate::store::{StoreError, Write};
 
 /// What the boot server asks and tells.
@@ -31,6 +34,9 @@ pub struct Desk {
     leases: Mutex<BTreeMap<Mac, u64>>,
     decisions: Mutex<BTreeMap<String, u64>>,
     rival: Mutex<Option<Rival>>,
+    mode: DhcpMode,
+    quirks: BTreeMap<Mac, String>,
+    rivals: Mutex<Rivals>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -56,7 +62,19 @@ impl Desk {
             leases: Mutex::new(leases),
             decisions: Mutex::default(),
             rival: Mutex::default(),
+            mode: DhcpMode::Full,
+            quirks: BTreeMap::new(),
+            rivals: Mutex::default(),
         }
+    }
+
+    /// What the configuration says of DHCP and of single machines.
+    #[must_use]
+    pub fn configured(mut self, config: &Config) -> Self {
+        self.mode = config.dhcp.mode;
+        let quirk = |(mac, machine): (&Mac, &Machine)| Some((*mac, machine.quirk.clone()?));
+        self.quirks = config.machines.iter().filter_map(quirk).collect();
+        self
     }
 
     fn note(&self, mac: Mac, seen: Observation) {
@@ -69,7 +87,9 @@ impl Desk {
 
 impl Directory for Desk {
     fn standing(&self, facts: &Facts) -> Standing {
-        self.core.read(|registry| standing(registry, facts))
+        let mut standing = self.core.read(|registry| standing(registry, facts));
+        standing.quirk = self.quirks.get(&facts.mac).cloned();
+        standing
     }
 
     fn observe(&self, mac: Mac, observation: Seen) {
@@ -138,9 +158,32 @@ impl Directory for Desk {
             .unacknowledged();
     }
 
+    fn sighted(&self, sighting: Sighting) {
+        let now = self.core.now().unix_ms / 1_000;
+        let Some(news) = lock(&self.rivals).take(now, &sighting) else {
+            return;
+        };
+        tracing::info!(server = %sighting.server, "{news}");
+        let step = What::Rival {
+            server: sighting.server.to_string(),
+            text: news.clone(),
+        };
+        self.core
+            .act(|registry, now| {
+                // Of interest to the machine it spoke to, if that is one of ours; to all in any case.
+                if registry.record(sighting.to).is_some() {
+                    registry.trace(now, Some(sighting.to), step.clone());
+                }
+                registry.trace(now, None, step);
+                registry.note("rival", news);
+            })
+            .1
+            .unacknowledged();
+    }
+
     fn decide(&self, facts: &Facts) -> Decision {
         let decision = policy::decide(facts, &self.standing(facts), &self.offers.current().site);
-        let key = format!("{}/{}", action_word(&decision.action), decision.reason.name());
+        let key = format!("{}/{}", action_word(&decision.action), decision.reason.counter());
         *lock(&self.decisions).entry(key).or_default() += 1;
         decision
     }
@@ -158,14 +201,21 @@ impl BootView for Desk {
             Action::Boot(boot) => Some(BootAnswer {
                 image: boot.image.clone(),
                 loader: boot.loader.file().to_owned(),
-                cmdline: full_cmdline(boot, mac),
+                cmdline: full_cmdline(boot, mac, self.offers.head()),
             }),
             Action::LocalDisk | Action::NoBootAnswer => None,
         };
-        let text = match &decision.reason {
+        let mut text = match &decision.reason {
             why if up => format!("it is up; if its firmware asked now: {why}"),
             why => why.to_string(),
         };
+        for quirk in [decision.manner.by_table, decision.manner.forced]
+            .into_iter()
+            .flatten()
+        {
+            let why = quirks::named(quirk).map_or("", |quirk| quirk.reason);
+            text.push_str(&format!("; quirk {quirk} is in force: {why}"));
+        }
         Explanation {
             mac: mac.to_string(),
             action: action_word(&decision.action).to_owned(),
@@ -176,12 +226,18 @@ impl BootView for Desk {
     }
 
     fn dhcp(&self) -> DhcpStatus {
-        match &*lock(&self.rival) {
-            Some(rival) => DhcpStatus::Suspended {
+        match (self.mode, &*lock(&self.rival)) {
+            (DhcpMode::Proxy, _) => DhcpStatus::Proxy,
+            (DhcpMode::Off, _) => DhcpStatus::Off,
+            (DhcpMode::Full, Some(rival)) => DhcpStatus::Suspended {
                 rival: rival.server.to_string(),
             },
-            None => DhcpStatus::Serving,
+            (DhcpMode::Full, None) => DhcpStatus::Serving,
         }
+    }
+
+    fn rivals(&self) -> Vec<RivalRow> {
+        lock(&self.rivals).rows()
     }
 
     fn drops(&self) -> BTreeMap<String, u64> {
@@ -231,6 +287,7 @@ fn standing(registry: &Registry, facts: &Facts) -> Standing {
         hold: record.hold_when_asking(),
         failed_boots: record.failed_boots,
         boot_in_progress: record.session_counted,
+        quirk: None,
     }
 }
 
@@ -288,9 +345,9 @@ fn client_word(client: Client) -> &'static str {
 fn door(facts: &Facts) -> &'static str {
     match (facts.client, facts.platform) {
         (Client::Ipxe, Platform::Bios) => Loader::IpxeScript.door(),
-        (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => "http-uefi",
+        (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => Loader::HttpShim.door(),
         (_, Platform::UefiX64 | Platform::Other(_)) => Loader::Shim.door(),
-        (_, Platform::Bios) => "pxe-bios-rom",
+        (_, Platform::Bios) => Loader::Undionly.door(),
     }
 }
 
@@ -299,7 +356,7 @@ fn last_facts(mac: Mac, record: Option<&Record>) -> Facts {
     let door = record.and_then(|record| record.door.as_deref());
     let firmware = record.and_then(|record| record.firmware.as_deref());
     let (client, platform) = match (door, firmware) {
-        (Some("pxe-bios-rom"), _) => (Client::PxeFirmware, Platform::Bios),
+        (Some("pxe-bios-plain"), _) => (Client::PxeFirmware, Platform::Bios),
         (Some("http-uefi"), _) => (Client::HttpFirmware, Platform::UefiX64Http),
         (_, Some("uefi-x64")) | (Some("pxe-uefi"), None) => (Client::PxeFirmware, Platform::UefiX64),
         (_, Some(other)) if other != "bios" => (Client::PxeFirmware, other_platform(other)),

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use cid_bootserver::images;
 use cid_bootserver::policy::ImageFault;
-use cid_protocol::api::DhcpStatus;
+use cid_protocol::api::{DhcpStatus, RivalRow};
 use cid_protocol::doctor::{Checkup, Finding};
 use nix::sys::statvfs::statvfs;
 
@@ -34,8 +34,9 @@ pub fn examine(api: &Api) -> Checkup {
         ),
     ));
     findings.push(link(config, &api.address));
-    findings.extend(ports::examine());
+    findings.extend(ports::examine(config.dhcp.mode));
     findings.push(dhcp(&api.boot.dhcp()));
+    findings.extend(rivals(&api.boot.dhcp(), &api.boot.rivals()));
     findings.extend(range(config, api.boot.leases()));
     findings.extend(templates(config));
     findings.extend(groups(config));
@@ -78,12 +79,44 @@ fn link(config: &Config, served: &str) -> Finding {
 fn dhcp(status: &DhcpStatus) -> Finding {
     match status {
         DhcpStatus::Serving => Finding::ok("dhcp", "DHCP is answered; no other server was heard"),
+        DhcpStatus::Proxy => Finding::ok("dhcp", "boot answers are given beside another DHCP server"),
+        DhcpStatus::Off => Finding::ok(
+            "dhcp",
+            "this head answers no DHCP; `cidhead dhcp-snippet` prints what the other server needs",
+        ),
         DhcpStatus::Suspended { rival } => Finding::fail(
             "dhcp",
             format!("another DHCP server answers at {rival}: this head keeps silent beside it"),
             "switch it off on this network, or set `mode = \"proxy\"` in [dhcp]",
         ),
     }
+}
+
+/// Others who answer DHCP or PXE here. Without any, proxy mode has nobody to stand beside.
+fn rivals(status: &DhcpStatus, rivals: &[RivalRow]) -> Vec<Finding> {
+    if *status == DhcpStatus::Proxy && !rivals.iter().any(|rival| rival.role == "dhcp") {
+        return vec![Finding::warn(
+            "dhcp",
+            "no DHCP server was heard on this wire: PCs get no address, and boot from their disks",
+            "look at the site's DHCP server; if there is none, set `mode = \"full\"` in [dhcp]",
+        )];
+    }
+    let told = |rival: &&RivalRow| rival.role != "dhcp" || !rival.boot_file.is_empty();
+    rivals
+        .iter()
+        .filter(told)
+        .map(|rival| {
+            let file = match rival.boot_file.as_str() {
+                "" => String::new(),
+                file => format!(" with the boot file {file}"),
+            };
+            Finding::warn(
+                "rivals",
+                format!("{} gives boot answers too{file}", rival.server),
+                "a PC takes the one it likes best: have it answer other machines only, or switch it off",
+            )
+        })
+        .collect()
 }
 
 fn range(config: &Config, leases: usize) -> Option<Finding> {
@@ -133,12 +166,14 @@ fn groups(config: &Config) -> Vec<Finding> {
 fn image(folder: &Path, name: &str) -> Finding {
     let build = format!("`cidbuild image {name} --out {}`", folder.display());
     match images::load(folder, name) {
-        Ok(image) if !image.has_uefi_loaders() => Finding::warn(
-            "image",
-            format!("image {name} holds no shim and GRUB: UEFI PCs cannot boot it"),
-            build,
-        ),
         Ok(image) => {
+            if let Some(fault) = image.uefi_fault() {
+                let what = match fault {
+                    ImageFault::BrokenChain(what) => format!("in image {name} {what}"),
+                    _ => format!("image {name} holds no shim and GRUB"),
+                };
+                return Finding::warn("image", format!("{what}: UEFI PCs cannot boot it"), build);
+            }
             let size: u64 = image.manifest.artifacts.values().map(|file| file.size).sum();
             let text = format!(
                 "image {name}: {} files, {} MiB, every digest right; kernel {}, {} drivers of network cards",
@@ -150,8 +185,8 @@ fn image(folder: &Path, name: &str) -> Finding {
             Finding::ok("image", text)
         }
         Err(ImageFault::Missing(what) | ImageFault::Damaged(what)) => Finding::fail("image", what, build),
-        Err(ImageFault::NoUefiLoader) => {
-            Finding::warn("image", format!("image {name} holds no shim and GRUB"), build)
+        Err(ImageFault::NoUefiLoader | ImageFault::BrokenChain(_)) => {
+            Finding::warn("image", format!("image {name} cannot boot UEFI PCs"), build)
         }
     }
 }

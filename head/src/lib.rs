@@ -15,6 +15,7 @@ mod mutation;
 pub mod nodes;
 pub mod nodeset;
 pub mod registry;
+pub mod rivals;
 pub mod service;
 pub mod store;
 pub mod timeline;

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use cidhead::config::{Config, DEFAULT_PATH, STARTER, render};
+use cidhead::config::{Config, DEFAULT_PATH, Product, STARTER, render, snippet};
 use cidhead::kept::Kept;
 use cidhead::{interface, service};
 use clap::{Parser, Subcommand};
@@ -37,6 +37,15 @@ enum Command {
         #[arg(long)]
         state_dir: Option<PathBuf>,
     },
+    /// Print the lines that somebody else's DHCP server needs to send PCs to this head (mode = "off" in [dhcp]). The head's
+    /// address is that of the interface in head.toml; the lines go where the comment at their top says.
+    DhcpSnippet {
+        /// Whose configuration.
+        product: Product,
+        /// Our address, if not the interface's.
+        #[arg(long)]
+        address: Option<std::net::Ipv4Addr>,
+    },
     /// Print the configuration with every default filled in; look at interface, images and templates.
     Check,
     /// Print the JSON schema of head.toml.
@@ -52,6 +61,7 @@ fn main() -> ExitCode {
         Some(Command::Check) => check(&cli.config),
         Some(Command::Schema) => schema(),
         Some(Command::Documents(documents)) => document(&documents),
+        Some(Command::DhcpSnippet { product, address }) => dhcp_snippet(&cli.config, product, address),
         None => run(&cli.config),
     };
     match result {
@@ -143,6 +153,17 @@ fn document(documents: &cid_manual::Documents) -> Result<()> {
         cidhead::config::manual_page().render(env!("CARGO_PKG_VERSION"), &mut page)?;
         std::fs::write(folder.join("head.toml.5"), page)?;
     }
+    Ok(())
+}
+
+fn dhcp_snippet(file: &Path, product: Product, address: Option<std::net::Ipv4Addr>) -> Result<()> {
+    let address = match address {
+        Some(address) => address,
+        None => interface::read(&Config::read(file)?.interface)?.subnet.address,
+    };
+    use std::io::Write as _;
+    // A reader that closed the pipe has what it wanted.
+    let _ = std::io::stdout().write_all(snippet(product, address).as_bytes());
     Ok(())
 }
 

@@ -12,11 +12,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, anyhow, bail};
 use cid_bootserver::addresses::Addresses;
 use cid_bootserver::counters::Counters;
+use cid_bootserver::dhcp::proxy::{BOOT_SERVER_PORT, Proxy};
+use cid_bootserver::dhcp::proxy_socket::{ProxyShell, bind_boot_server};
 use cid_bootserver::dhcp::rival::Watch;
 use cid_bootserver::dhcp::server::{Server, Settings};
 use cid_bootserver::dhcp::socket::{Shell, Sockets};
 use cid_bootserver::files::Files;
 use cid_bootserver::keep::SocketKeeper;
+use cid_bootserver::neighbours::KernelTable;
+use cid_bootserver::policy::Transport;
 use cid_bootserver::site::{GroupSettings, Offers};
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
@@ -24,12 +28,12 @@ use cid_protocol::api::Event;
 use cid_protocol::trace::What;
 use sd_notify::NotifyState;
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, UdpSocket};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use crate::api::{self, Api};
-use crate::config::Config;
+use crate::config::{Config, DhcpMode};
 use crate::core::Core;
 use crate::desk::Desk;
 use crate::interface::{self, Interface};
@@ -50,13 +54,29 @@ const RESTART_TIME: Duration = Duration::from_secs(60);
 
 /// Everything bound, nothing answered yet.
 struct Bound {
-    dhcp: Sockets,
-    watch: Watch,
+    wires: Vec<Wire>,
+    api: tokio::net::UnixListener,
+}
+
+/// What is bound on one interface.
+struct Wire {
+    address: Ipv4Addr,
+    dhcp: Dhcp,
     tftp: tftp::Server,
     http: TcpListener,
     nodes: TcpListener,
     beacons: tokio::net::UdpSocket,
-    api: tokio::net::UnixListener,
+}
+
+/// What there is of DHCP on one interface.
+enum Dhcp {
+    Full(Sockets, Watch),
+    Proxy {
+        sockets: Sockets,
+        boot_server: UdpSocket,
+        watch: Watch,
+    },
+    Off,
 }
 
 /// Runs until it is told to stop. `kept`: sockets from before a restart.
@@ -67,7 +87,12 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     // First of all: a signal during the start must stop us cleanly too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let interface = interface::read(&config.interface)?;
+    let interfaces: Vec<Interface> = config
+        .interfaces
+        .iter()
+        .map(|name| interface::read(name))
+        .collect::<Result<_, _>>()?;
+    let interface = interfaces.first().context("head.toml names no interface")?;
     let config = config.resolve(&interface.subnet)?;
     let (store, contents) = Store::open(&config.state_dir)?;
     let cut_short = was_cut_short(&store)?;
@@ -75,7 +100,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         kept.discard();
     }
     let bound = tokio::select! {
-        bound = bind(&config, &interface, cut_short, &kept) => bound?,
+        bound = bind(&config, &interfaces, cut_short, &kept) => bound?,
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
@@ -90,7 +115,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         registry
     });
     let offers = load_offers(&config, interface.subnet.address).await?;
-    let mut tasks = start(&config, &interface, bound, &core, &offers, &leases)?;
+    let mut tasks = start(&config, interface, bound, &core, &offers, &leases)?;
     let text = format!(
         "cidhead {} serves {}",
         env!("CARGO_PKG_VERSION"),
@@ -146,7 +171,17 @@ fn cut_short(events: &[Event], now: Duration) -> bool {
     })
 }
 
-async fn bind(config: &Config, interface: &Interface, cut_short: bool, keeper: &Kept) -> Result<Bound> {
+async fn bind(config: &Config, interfaces: &[Interface], cut_short: bool, keeper: &Kept) -> Result<Bound> {
+    let mut wires = Vec::new();
+    for interface in interfaces {
+        wires.push(bind_wire(config, interface, cut_short, keeper).await?);
+    }
+    // Last: whoever finds the socket finds a head that has started.
+    let api = api::listen(&config.socket).await?;
+    Ok(Bound { wires, api })
+}
+
+async fn bind_wire(config: &Config, interface: &Interface, cut_short: bool, keeper: &Kept) -> Result<Wire> {
     let address = interface.subnet.address;
     let occupied = |what: &'static str, port: u16| {
         let remedy = format!(
@@ -154,38 +189,58 @@ async fn bind(config: &Config, interface: &Interface, cut_short: bool, keeper: &
         );
         move || format!("cannot listen for {what} on {address} port {port} ({remedy})")
     };
-    let dhcp = Sockets::bind(&config.interface, keeper).with_context(occupied("DHCP", 67))?;
-    let mut watch = Watch::new(address, seed(), Duration::ZERO);
-    if cut_short {
-        tracing::warn!(interface = %config.interface, "killed a moment ago: serving again at once");
-    } else if let Some(rival) = {
-        tracing::info!(interface = %config.interface, %address, "looking for another DHCP server");
-        let found = dhcp.find_rival(&mut watch).await;
-        found.context("cannot look for another DHCP server")?
-    } {
-        let offered = rival
-            .offered
-            .map(|offered| format!(" and offered {offered}"))
-            .unwrap_or_default();
-        bail!(
-            "another DHCP server answers on {}: {}{offered}; two would give out each other's addresses: switch it off there, or serve another interface",
-            config.interface,
-            rival.server
-        );
-    }
+    let sockets = || Sockets::bind(&interface.name, keeper).with_context(occupied("DHCP", 67));
+    let watch = || Watch::new(address, seed(), Duration::ZERO);
+    let dhcp = match config.dhcp.mode {
+        DhcpMode::Off => Dhcp::Off,
+        DhcpMode::Proxy => Dhcp::Proxy {
+            sockets: sockets()?,
+            boot_server: bind_boot_server(address, keeper)
+                .with_context(occupied("PXE boot servers", BOOT_SERVER_PORT))?,
+            watch: watch(),
+        },
+        DhcpMode::Full => {
+            let (sockets, mut watch) = (sockets()?, watch());
+            refuse_rival(&interface.name, &sockets, &mut watch, cut_short).await?;
+            Dhcp::Full(sockets, watch)
+        }
+    };
     let tcp = |port| listen(SocketAddrV4::new(address, port), keeper);
-    Ok(Bound {
+    let journal = match interface.name == config.interface {
+        true => "tftp.journal".to_owned(),
+        false => format!("tftp-{address}.journal"),
+    };
+    Ok(Wire {
+        address,
         dhcp,
-        watch,
         tftp: tftp::Server::bind(address, keeper)
             .with_context(occupied("TFTP", tftp::PORT))?
-            .journal(config.state_dir.join("tftp.journal")),
+            .journal(config.state_dir.join(journal)),
         http: tcp(http::PORT).with_context(occupied("HTTP", http::PORT))?,
         nodes: tcp(NODE_PORT).with_context(occupied("nodes", NODE_PORT))?,
         beacons: beacons::bind(interface, keeper).with_context(occupied("beacons", NODE_PORT))?,
-        // Last: whoever finds the socket finds a head that has started.
-        api: api::listen(&config.socket).await?,
     })
+}
+
+/// Full mode does not start beside another DHCP server.
+async fn refuse_rival(interface: &str, sockets: &Sockets, watch: &mut Watch, cut_short: bool) -> Result<()> {
+    if cut_short {
+        tracing::warn!(interface, "killed a moment ago: serving again at once");
+        return Ok(());
+    }
+    tracing::info!(interface, "looking for another DHCP server");
+    let found = sockets.find_rival(watch).await;
+    let Some(rival) = found.context("cannot look for another DHCP server")? else {
+        return Ok(());
+    };
+    let offered = rival
+        .offered
+        .map(|offered| format!(" and offered {offered}"))
+        .unwrap_or_default();
+    bail!(
+        "another DHCP server answers on {interface}: {}{offered}; two would give out each other's addresses: switch it off there, serve another interface, or set mode = \"proxy\" in [dhcp] to boot PCs beside it",
+        rival.server
+    );
 }
 
 /// Callers wait in the queue of a kept socket until somebody accepts them.
@@ -209,52 +264,86 @@ fn start(
     leases: &[crate::store::Lease],
 ) -> Result<JoinSet<anyhow::Error>> {
     let counters = Arc::new(Counters::default());
-    let addresses = Arc::new(Addresses::new(leases));
-    let desk = Arc::new(Desk::new(
+    // Where others give out the addresses, a lease of ours from former times is no word to go by.
+    let leases = if config.dhcp.mode == DhcpMode::Full {
+        leases
+    } else {
+        &[]
+    };
+    let addresses = Arc::new(Addresses::new(leases).with_neighbours(KernelTable));
+    let desk = Desk::new(
         Arc::clone(core),
         Arc::clone(offers),
         Arc::clone(&counters),
         leases,
-    ));
+    );
+    let desk = Arc::new(desk.configured(config));
     let files = Files::new(
         Arc::clone(&desk),
         Arc::clone(offers),
         Arc::clone(&addresses),
         Arc::clone(&counters),
     );
-    let shell = Shell {
-        sockets: bound.dhcp,
-        server: Server::new(dhcp_settings(config, interface)?, leases),
-        watch: bound.watch,
-        directory: Arc::clone(&desk),
-        addresses,
-        counters,
-    };
     let api = Api {
         core: Arc::clone(core),
-        boot: desk,
-        interface: config.interface.clone(),
+        boot: Arc::clone(&desk) as Arc<dyn api::BootView>,
+        interface: config.interfaces.join(", "),
         address: interface.subnet.address.to_string(),
         config: config.clone(),
     };
     let mut tasks = JoinSet::new();
-    tasks.spawn(async move { failed("DHCP", shell.serve().await) });
-    let tftp_files = files.clone();
-    tasks.spawn(async move { failed("TFTP", bound.tftp.serve(tftp_files).await) });
-    tasks.spawn(async move {
-        http::serve(bound.http, files).await;
-        stopped("HTTP")
-    });
-    let nodes_core = Arc::clone(core);
-    tasks.spawn(async move {
-        nodes::serve(nodes_core, bound.nodes).await;
-        stopped("the door for nodes")
-    });
-    let beacons_core = Arc::clone(core);
-    tasks.spawn(async move {
-        beacons::serve(beacons_core, bound.beacons).await;
-        stopped("hearing beacons")
-    });
+    for wire in bound.wires {
+        let address = wire.address;
+        match wire.dhcp {
+            Dhcp::Full(sockets, watch) => {
+                let shell = Shell {
+                    sockets,
+                    server: Server::new(dhcp_settings(config, interface)?, leases),
+                    watch,
+                    directory: Arc::clone(&desk),
+                    addresses: Arc::clone(&addresses),
+                    counters: Arc::clone(&counters),
+                };
+                tasks.spawn(async move { failed("DHCP", shell.serve().await) });
+            }
+            Dhcp::Proxy {
+                sockets,
+                boot_server,
+                watch,
+            } => {
+                let shell = ProxyShell {
+                    sockets,
+                    boot_server,
+                    proxy: Proxy::new(address),
+                    watch,
+                    directory: Arc::clone(&desk),
+                    addresses: Arc::clone(&addresses),
+                    counters: Arc::clone(&counters),
+                };
+                tasks.spawn(async move { failed("proxy DHCP", shell.serve().await) });
+            }
+            Dhcp::Off => {}
+        }
+        let (by_tftp, by_http) = (
+            files.at(address, Transport::Tftp),
+            files.at(address, Transport::Http),
+        );
+        tasks.spawn(async move { failed("TFTP", wire.tftp.serve(by_tftp).await) });
+        tasks.spawn(async move {
+            http::serve(wire.http, by_http).await;
+            stopped("HTTP")
+        });
+        let nodes_core = Arc::clone(core);
+        tasks.spawn(async move {
+            nodes::serve(nodes_core, wire.nodes).await;
+            stopped("the door for nodes")
+        });
+        let beacons_core = Arc::clone(core);
+        tasks.spawn(async move {
+            beacons::serve(beacons_core, wire.beacons).await;
+            stopped("hearing beacons")
+        });
+    }
     tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
     let offers = Arc::clone(offers);
     tasks.spawn(async move {
@@ -358,6 +447,10 @@ fn fault_text(fault: &cid_bootserver::policy::ImageFault, image: &str) -> String
         ImageFault::Missing(what) => Reason::ImageMissing(what.clone()).to_string(),
         ImageFault::Damaged(what) => Reason::ImageDamaged(what.clone()).to_string(),
         ImageFault::NoUefiLoader => Reason::NoUefiLoader(image.to_owned()).to_string(),
+        ImageFault::BrokenChain(what) => {
+            let (image, what) = (image.to_owned(), what.clone());
+            Reason::BrokenChain { image, what }.to_string()
+        }
     }
 }
 

@@ -61,7 +61,10 @@ const PURE: &[&str] = &[
     "node-init/src/supervise.rs",
 ];
 /// Within the pure folders, the shells: they own the sockets.
-const SHELLS: &[&str] = &["bootserver/src/dhcp/socket.rs"];
+const SHELLS: &[&str] = &[
+    "bootserver/src/dhcp/socket.rs",
+    "bootserver/src/dhcp/proxy_socket.rs",
+];
 const IMPURE: &[&str] = &[
     "Instant::now",
     "SystemTime::now",

@@ -177,8 +177,30 @@ pub struct Status {
     pub address: String,
     /// Whether DHCP is being answered, or why not (a rival server's address).
     pub dhcp: DhcpStatus,
+    /// Others who answer DHCP or PXE on the head's wires.
+    #[serde(default)]
+    pub rivals: Vec<RivalRow>,
     /// Drops by reason since start, sorted by reason.
     pub drops: std::collections::BTreeMap<String, u64>,
+}
+
+/// Somebody else who answers DHCP or PXE on a wire of the head.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RivalRow {
+    /// Its server identifier.
+    pub server: String,
+    /// `dhcp` (it gives addresses) or `proxy` (boot answers only).
+    pub role: String,
+    /// The address it offered last, to whomever; empty for none.
+    pub address: String,
+    /// The boot server it named last; empty for none.
+    pub boot_server: String,
+    /// The boot file it named last; empty for none.
+    pub boot_file: String,
+    /// Unix seconds.
+    pub first_seen_unix: u64,
+    /// Unix seconds.
+    pub last_seen_unix: u64,
 }
 
 /// Whether DHCP answers leave.
@@ -187,6 +209,10 @@ pub struct Status {
 pub enum DhcpStatus {
     /// Answers are sent.
     Serving,
+    /// Boot answers are sent beside somebody else's DHCP server.
+    Proxy,
+    /// This head has no DHCP socket.
+    Off,
     /// Another DHCP server was heard; nothing is sent until it is gone.
     Suspended {
         /// Its server identifier.

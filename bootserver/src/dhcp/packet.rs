@@ -44,6 +44,7 @@ pub mod option {
     pub const USER_CLASS: u8 = 77;
     pub const RELAY_AGENT: u8 = 82;
     pub const ARCHITECTURE: u8 = 93;
+    pub const NETWORK_INTERFACE: u8 = 94;
     pub const MACHINE_UUID: u8 = 97;
     pub const IPXE: u8 = 175;
 }
@@ -144,10 +145,14 @@ pub struct Packet {
     pub ciaddr: Ipv4Addr,
     /// The client's address as a server gives it.
     pub yiaddr: Ipv4Addr,
+    /// Boot server as a server gives it.
+    pub siaddr: Ipv4Addr,
     /// Relay agent, or 0.0.0.0.
     pub giaddr: Ipv4Addr,
     /// Client.
     pub mac: MacAddress,
+    /// Boot file as a server gives it: option 67, else the header field; empty when there is none.
+    pub file: Vec<u8>,
     options: BTreeMap<u8, Vec<u8>>,
 }
 
@@ -191,7 +196,9 @@ impl Packet {
             broadcast: view.flags().broadcast(),
             ciaddr: view.ciaddr(),
             yiaddr: view.yiaddr(),
+            siaddr: view.siaddr(),
             giaddr: view.giaddr(),
+            file: boot_file(bytes, &options),
             mac,
             options,
         };
@@ -251,6 +258,24 @@ impl Packet {
             Some(_) => Err(Malformed::BadUuid),
         }
     }
+}
+
+/// Without its zero byte and what stands behind that. A header field that was overloaded holds options, not a name.
+fn boot_file(bytes: &[u8], options: &BTreeMap<u8, Vec<u8>>) -> Vec<u8> {
+    let overloaded = |value: &Vec<u8>| value.first().is_some_and(|bits| bits & 1 != 0);
+    let header = || {
+        let free = !options.get(&option::OVERLOAD).is_some_and(overloaded);
+        bytes.get(FILE).filter(|_| free)
+    };
+    let name = options
+        .get(&option::BOOT_FILE_NAME)
+        .map(Vec::as_slice)
+        .or_else(header);
+    name.unwrap_or_default()
+        .split(|byte| *byte == 0)
+        .next()
+        .unwrap_or_default()
+        .to_vec()
 }
 
 /// The options of the message, then those that overloading put into `file` and `sname` (RFC 2131 4.1), in that order.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use dhcproto::v4::{self, DhcpOption};
+use dhcproto::v4::{self, DhcpOption, UnknownOption};
 use dhcproto::{Encodable, Encoder};
 
 use crate::dhcp::packet::{Direction, MessageType, Packet, option};
@@ -29,6 +29,32 @@ pub struct Rival {
     pub offered: Option<Ipv4Addr>,
 }
 
+/// What somebody else on this wire was heard to answer: a DHCP server, a proxy, a PXE server.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sighting {
+    /// Its server identifier (option 54).
+    pub server: Ipv4Addr,
+    /// Whether it gives addresses.
+    pub role: Role,
+    /// To whom it spoke: a machine, or our probe.
+    pub to: MacAddress,
+    /// The address it offered or granted.
+    pub address: Option<Ipv4Addr>,
+    /// Where the boot file is, if it named one.
+    pub boot_server: Option<Ipv4Addr>,
+    /// The boot file it named: printable, at most 127 characters.
+    pub boot_file: Option<String>,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// It gives addresses.
+    Dhcp,
+    /// It gives boot answers only: a proxy, a WDS, a PXE boot server.
+    Proxy,
+}
+
 /// What the caller is to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Output {
@@ -38,6 +64,8 @@ pub enum Output {
     Appeared(Rival),
     /// Answer again.
     Gone(Rival),
+    /// Keep it in a list for people.
+    Sighted(Sighting),
 }
 
 /// The state machine.
@@ -50,6 +78,8 @@ pub struct Watch {
     next_probe: Duration,
     rival: Option<Rival>,
     silent: u32,
+    /// Probes go out as an operating system's and as a PXE firmware's in turn: proxies answer the second kind only.
+    as_firmware: bool,
     outputs: VecDeque<Output>,
 }
 
@@ -65,6 +95,7 @@ impl Watch {
             next_probe: now,
             rival: None,
             silent: 0,
+            as_firmware: false,
             outputs: VecDeque::new(),
         }
     }
@@ -101,9 +132,10 @@ impl Watch {
             self.outputs.push_back(Output::Gone(rival));
         }
         self.next_xid = self.next_xid.wrapping_add(1);
-        if let Some(bytes) = discover(self.probe_mac, self.next_xid) {
+        if let Some(bytes) = discover(self.probe_mac, self.next_xid, self.as_firmware) {
             self.outputs.push_back(Output::Probe(bytes));
         }
+        self.as_firmware = !self.as_firmware;
         self.next_probe = now
             + if self.rival.is_some() {
                 RIVAL_INTERVAL
@@ -112,9 +144,10 @@ impl Watch {
             };
     }
 
-    /// Takes in a datagram that came to port 68: an OFFER or ACK in another server's name is a rival.
-    pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) {
-        let Ok(packet) = Packet::decode(bytes) else { return };
+    /// Takes in a datagram that came to port 68: an OFFER or ACK in another server's name is a rival. Returns the machine
+    /// and the address that somebody's ACK gave it.
+    pub fn handle_packet(&mut self, now: Duration, bytes: &[u8]) -> Option<(Ipv4Addr, MacAddress)> {
+        let packet = Packet::decode(bytes).ok()?;
         let answer = matches!(
             packet.message_type,
             MessageType::Offer | MessageType::Ack | MessageType::Nak
@@ -123,10 +156,20 @@ impl Watch {
         if let (Direction::Reply, true, Some(server)) = (packet.direction, answer, server) {
             let offered = Some(packet.yiaddr).filter(|address| !address.is_unspecified());
             // A proxyDHCP offer gives no address: that server is no rival for addresses.
-            if offered.is_some() || packet.message_type == MessageType::Nak {
+            let gives_addresses = offered.is_some() || packet.message_type == MessageType::Nak;
+            if server != self.own {
+                let role = if gives_addresses { Role::Dhcp } else { Role::Proxy };
+                self.outputs
+                    .push_back(Output::Sighted(sighting(&packet, server, role)));
+            }
+            if gives_addresses {
                 self.handle_named(now, Rival { server, offered });
             }
+            return offered
+                .filter(|_| packet.message_type == MessageType::Ack)
+                .map(|address| (address, packet.mac));
         }
+        None
     }
 
     /// A client named another server.
@@ -143,8 +186,28 @@ impl Watch {
     }
 }
 
+fn sighting(packet: &Packet, server: Ipv4Addr, role: Role) -> Sighting {
+    let given = |address: Ipv4Addr| Some(address).filter(|address| !address.is_unspecified());
+    let printable = |byte: &u8| {
+        if matches!(byte, b' '..=b'~') {
+            char::from(*byte)
+        } else {
+            '?'
+        }
+    };
+    let boot_file: String = packet.file.iter().take(127).map(printable).collect();
+    Sighting {
+        server,
+        role,
+        to: packet.mac,
+        address: given(packet.yiaddr),
+        boot_server: given(packet.siaddr),
+        boot_file: Some(boot_file).filter(|file| !file.is_empty()),
+    }
+}
+
 /// A DHCPDISCOVER with the broadcast flag, so that the answer reaches a host that has no such address.
-fn discover(mac: MacAddress, xid: u32) -> Option<Vec<u8>> {
+fn discover(mac: MacAddress, xid: u32, as_firmware: bool) -> Option<Vec<u8>> {
     let mut message = v4::Message::default();
     message
         .set_xid(xid)
@@ -153,6 +216,19 @@ fn discover(mac: MacAddress, xid: u32) -> Option<Vec<u8>> {
     message
         .opts_mut()
         .insert(DhcpOption::MessageType(v4::MessageType::Discover));
+    if as_firmware {
+        let [a, b, c, d, e, f] = mac.0;
+        let uuid = [0, a, b, c, d, e, f, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        for (code, value) in [
+            (option::VENDOR_CLASS, &b"PXEClient:Arch:00007:UNDI:003000"[..]),
+            (option::ARCHITECTURE, &[0, 7]),
+            (option::NETWORK_INTERFACE, &[1, 3, 0]),
+            (option::MACHINE_UUID, &uuid),
+        ] {
+            let raw = UnknownOption::new(code.into(), value.to_vec());
+            message.opts_mut().insert(DhcpOption::Unknown(raw));
+        }
+    }
     let mut bytes = Vec::new();
     message.encode(&mut Encoder::new(&mut bytes)).ok()?;
     bytes.resize(bytes.len().max(300), 0);
@@ -183,7 +259,7 @@ mod tests {
 
     fn drain(watch: &mut Watch) -> Vec<Output> {
         std::iter::from_fn(|| watch.poll_output())
-            .filter(|output| !matches!(output, Output::Probe(_)))
+            .filter(|output| !matches!(output, Output::Probe(_) | Output::Sighted(_)))
             .collect()
     }
 
@@ -217,6 +293,42 @@ mod tests {
         let due = watch.next_deadline();
         watch.handle_deadline(due);
         assert_eq!(drain(&mut watch), [Output::Gone(rival)]);
+    }
+
+    #[test]
+    fn probes_ask_as_a_system_and_as_firmware_in_turn_and_who_answers_is_listed() {
+        let mut watch = Watch::new(OWN, 7, Duration::ZERO);
+        let mut probes = Vec::new();
+        for _ in 0..3 {
+            watch.handle_deadline(watch.next_deadline());
+            if let Some(Output::Probe(bytes)) = watch.poll_output() {
+                probes.push(
+                    Packet::decode(&bytes)
+                        .unwrap()
+                        .option(option::VENDOR_CLASS)
+                        .is_some(),
+                );
+            }
+        }
+        assert_eq!(probes, [false, true, false]);
+        let ack_for = |yiaddr| {
+            let mut bytes = offer(OTHER, yiaddr);
+            bytes[108..118].copy_from_slice(b"wdsmgfw.ef");
+            bytes[20..24].copy_from_slice(&OTHER.octets());
+            bytes
+        };
+        for (yiaddr, role) in [
+            (Ipv4Addr::UNSPECIFIED, Role::Proxy),
+            (Ipv4Addr::new(10, 77, 0, 50), Role::Dhcp),
+        ] {
+            watch.handle_packet(Duration::ZERO, &ack_for(yiaddr));
+            let Some(Output::Sighted(sighting)) = watch.poll_output() else {
+                panic!("{role:?}")
+            };
+            assert_eq!((sighting.server, sighting.role), (OTHER, role));
+            assert_eq!(sighting.boot_file.as_deref(), Some("wdsmgfw.ef"));
+            assert_eq!(sighting.boot_server, Some(OTHER));
+        }
     }
 
     #[test]

@@ -7,12 +7,13 @@
 use std::collections::VecDeque;
 use std::net::{Ipv4Addr, SocketAddrV4};
 
+use crate::dhcp::boot::{self, Voice};
 use crate::dhcp::classify::classify;
 use crate::dhcp::leases::{LeaseRecord, LeaseTable, NoAddress};
 use crate::dhcp::packet::{Direction, Malformed, MessageType, Packet, option};
 use crate::dhcp::reply::{self, Body, EncodeError};
 use crate::machine::{Client, MacAddress};
-use crate::policy::{Action, Decision, Facts, Loader};
+use crate::policy::{Action, Decision, Facts};
 
 /// Port of servers and relays.
 pub const SERVER_PORT: u16 = 67;
@@ -130,6 +131,15 @@ pub enum Drop {
     /// Another DHCP server is on the wire: we keep silent.
     #[error("dhcp-suspended")]
     Suspended,
+    /// In proxy mode: a message between a client and its own server.
+    #[error("dhcp-not-for-proxy")]
+    NotForProxy,
+    /// In proxy mode: an operating system asks for an address, which is not ours to give.
+    #[error("dhcp-proxy-not-firmware")]
+    NotFirmware,
+    /// In proxy mode: this machine is not to boot, and its firmware understands no other word for that than silence.
+    #[error("dhcp-proxy-nothing-to-say")]
+    NothingToSay,
     /// The answer did not fit into a packet.
     #[error("dhcp-answer-too-long")]
     AnswerTooLong,
@@ -347,48 +357,18 @@ impl Server {
         }
         let mut body = Body {
             yiaddr: address,
+            options,
             ..Body::default()
         };
-        if facts.client != Client::OperatingSystem {
-            self.boot_answer(packet, facts, decision, &mut options, &mut body);
-        }
-        body.options = options;
+        boot::fill(
+            &mut body,
+            Voice::Server,
+            self.settings.address,
+            packet,
+            facts,
+            decision,
+        );
         body
-    }
-
-    fn boot_answer(
-        &self,
-        packet: &Packet,
-        facts: &Facts,
-        decision: &Decision,
-        options: &mut Vec<(u8, Vec<u8>)>,
-        body: &mut Body,
-    ) {
-        body.boot_server = Some(self.settings.address);
-        // RFC 4578 2.3: returned as it came; GRUB looks for a configuration by it.
-        if let Some(uuid) = packet.option(option::MACHINE_UUID) {
-            options.push((option::MACHINE_UUID, uuid.to_vec()));
-        }
-        if facts.client == Client::Ipxe {
-            // Sub-option 176 of iPXE's own option: no proxy is coming, do not wait two seconds for one.
-            options.push((option::IPXE, vec![176, 1, 1]));
-        }
-        match &decision.action {
-            Action::Boot(boot) => {
-                // No option 60 and 43 here: with them EDK2 would look for a menu or ask port 4011.
-                body.file = Some(match boot.loader {
-                    Loader::IpxeScript => format!("http://{}/{}", self.settings.address, boot.loader.file()),
-                    Loader::Shim => boot.loader.file().to_owned(),
-                });
-            }
-            // An HTTP client takes an offer without a URL as none and goes on.
-            Action::LocalDisk if facts.client == Client::HttpFirmware => {}
-            Action::LocalDisk => {
-                options.push((option::VENDOR_CLASS, b"PXEClient".to_vec()));
-                options.push((option::VENDOR_SPECIFIC, reply::local_boot_menu()));
-            }
-            Action::NoBootAnswer => {}
-        }
     }
 
     fn network_options(&self) -> Vec<(u8, Vec<u8>)> {

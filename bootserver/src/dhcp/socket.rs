@@ -16,12 +16,12 @@ use crate::directory::Directory;
 use crate::keep::SocketKeeper;
 
 /// Packets taken in before one commit. With 300-byte packets a burst of a whole room fits.
-const BATCH: usize = 64;
+pub(super) const BATCH: usize = 64;
 
 /// Sockets of one interface.
 pub struct Sockets {
-    server: UdpSocket,
-    client: UdpSocket,
+    pub(super) server: UdpSocket,
+    pub(super) client: UdpSocket,
 }
 
 impl Sockets {
@@ -35,6 +35,14 @@ impl Sockets {
             server: kept(SERVER_PORT)?,
             client: kept(CLIENT_PORT)?,
         })
+    }
+
+    /// Sends a probe for other servers. A failure is logged: the next probe is half a minute away.
+    pub(super) async fn probe(&self, bytes: &[u8]) {
+        let to = (Ipv4Addr::BROADCAST, SERVER_PORT);
+        if let Err(error) = self.client.send_to(bytes, to).await {
+            tracing::warn!(%error, "DHCP probe not sent");
+        }
     }
 
     /// Asks the wire for another DHCP server; the first one that answers.
@@ -110,7 +118,8 @@ impl<D: Directory> Shell<D> {
                 }
                 received = self.sockets.client.recv_from(&mut from_server) => {
                     let (length, _) = received?;
-                    self.watch.handle_packet(started.elapsed(), from_server.get(..length).unwrap_or_default());
+                    // Addresses are ours to know in this mode.
+                    let _ = self.watch.handle_packet(started.elapsed(), from_server.get(..length).unwrap_or_default());
                 }
                 () = tokio::time::sleep(wait.max(Duration::from_millis(1))) => {
                     self.watch.handle_deadline(started.elapsed());
@@ -191,16 +200,7 @@ impl<D: Directory> Shell<D> {
     async fn follow_watch(&mut self) -> std::io::Result<()> {
         while let Some(output) = self.watch.poll_output() {
             match output {
-                rival::Output::Probe(bytes) => {
-                    if let Err(error) = self
-                        .sockets
-                        .client
-                        .send_to(&bytes, (Ipv4Addr::BROADCAST, SERVER_PORT))
-                        .await
-                    {
-                        tracing::warn!(%error, "DHCP probe not sent");
-                    }
-                }
+                rival::Output::Probe(bytes) => self.sockets.probe(&bytes).await,
                 rival::Output::Appeared(rival) => {
                     tracing::error!(server = %rival.server, "another DHCP server is on this wire: answers stop until it has gone");
                     self.server.set_suspended(true);
@@ -211,6 +211,7 @@ impl<D: Directory> Shell<D> {
                     self.server.set_suspended(false);
                     self.directory.rival(rival, false);
                 }
+                rival::Output::Sighted(sighting) => self.directory.sighted(sighting),
             }
         }
         Ok(())

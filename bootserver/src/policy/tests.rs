@@ -33,6 +33,7 @@ fn site(fault: Option<ImageFault>) -> Site {
     let offer = GroupOffer {
         image: "minimal".into(),
         image_fault: fault,
+        bios_loader: BiosLoader::Present,
         cmdline: "panic=10".into(),
     };
     Site {
@@ -71,11 +72,11 @@ fn who_boots_what() {
         ),
         (
             facts(Client::PxeFirmware, Platform::Bios),
-            "local-disk: no-bios-loader",
+            "boot undionly.kpxe: in-group",
         ),
         (
             facts(Client::HttpFirmware, Platform::UefiX64Http),
-            "local-disk: no-http-boot",
+            "boot shimx64.efi: in-group",
         ),
         (
             facts(Client::PxeFirmware, Platform::Other(11)),
@@ -152,15 +153,46 @@ fn what_is_wrong_with_the_image_or_the_template() {
             "local-disk: no-uefi-loader",
             "boot boot.ipxe: in-group",
         ),
+        (
+            ImageFault::BrokenChain("efi/mmx64.efi is missing".into()),
+            "local-disk: broken-chain",
+            "boot boot.ipxe: in-group",
+        ),
     ] {
         check(&uefi(), &adopted(), &site(Some(fault.clone())), of_uefi);
         check(&ipxe(), &adopted(), &site(Some(fault)), of_bios);
     }
+    let mut without = site(None);
+    without
+        .groups
+        .values_mut()
+        .for_each(|group| group.bios_loader = BiosLoader::Absent);
+    let rom = facts(Client::PxeFirmware, Platform::Bios);
+    check(&rom, &adopted(), &without, "local-disk: no-bios-loader");
+    check(&ipxe(), &adopted(), &without, "boot boot.ipxe: in-group");
     let broken = Site {
         templates_broken: Some("template grub.cfg is broken".into()),
         ..site(None)
     };
     check(&uefi(), &adopted(), &broken, "local-disk: template-broken");
+}
+
+#[test]
+fn a_quirk_goes_with_the_answer_and_can_change_what_the_machine_is() {
+    let mut pi = facts(Client::PxeFirmware, Platform::Bios);
+    pi.mac = MacAddress([0xdc, 0xa6, 0x32, 0, 0, 1]);
+    check(
+        &pi,
+        &adopted(),
+        &site(None),
+        "local-disk: unsupported-architecture",
+    );
+    let forced = Standing {
+        quirk: Some("pxe10".into()),
+        ..adopted()
+    };
+    assert_eq!(decide(&uefi(), &forced, &site(None)).manner.forced, Some("pxe10"));
+    assert_eq!(decide(&uefi(), &adopted(), &site(None)).manner.forced, None);
 }
 
 /// The offer of the third boot must not still be the second boot's: the head notices a new boot only behind the answer.
@@ -198,7 +230,8 @@ fn reasons_name_the_remedy_and_what_they_are_about() {
         (Reason::ImageMissing("image minimal".into()), "cidbuild image"),
         (Reason::ImageDamaged("image minimal".into()), "cidbuild image"),
         (Reason::UnsupportedArchitecture(Platform::Other(11)), "uefi-arm64"),
-        (Reason::UnsupportedArchitecture(Platform::Other(39)), "39"),
+        (Reason::UnsupportedArchitecture(Platform::Other(39)), "loongarch"),
+        (Reason::UnsupportedArchitecture(Platform::Other(99)), "99"),
     ] {
         assert!(reason.to_string().contains(words), "{reason}");
     }

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use cid_bootserver::addresses::Addresses;
 use cid_bootserver::counters::Counters;
 use cid_bootserver::dhcp::leases::LeaseRecord;
-use cid_bootserver::dhcp::rival::Rival;
+use cid_bootserver::dhcp::rival::{Rival, Sighting};
 use cid_bootserver::dhcp::server::Observation;
 use cid_bootserver::directory::{CommitError, Directory};
 use cid_bootserver::files::Files;
@@ -47,6 +47,8 @@ impl Directory for TestDesk {
     }
 
     fn rival(&self, _rival: Rival, _present: bool) {}
+
+    fn sighted(&self, _sighting: Sighting) {}
 
     fn decide(&self, facts: &Facts) -> Decision {
         self.asked.fetch_add(1, Ordering::SeqCst);

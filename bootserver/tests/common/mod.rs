@@ -12,7 +12,7 @@ use std::net::Ipv4Addr;
 use cid_bootserver::dhcp::packet::{MessageType, Packet, option};
 use cid_bootserver::dhcp::server::{Output, Server, Settings};
 use cid_bootserver::machine::MacAddress;
-use cid_bootserver::policy::{self, Decision, Facts, GroupOffer, Site, Standing};
+use cid_bootserver::policy::{self, BiosLoader, Decision, Facts, GroupOffer, Site, Standing};
 
 pub const HEAD: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
 /// A moment, Unix seconds.
@@ -137,6 +137,7 @@ pub fn site() -> Site {
     let offer = GroupOffer {
         image: "minimal".to_owned(),
         image_fault: None,
+        bios_loader: BiosLoader::Present,
         cmdline: "panic=10 oops=panic".to_owned(),
     };
     Site {

@@ -6,8 +6,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use cid_bootserver::quirks;
+
 use super::raw::Spanned;
-use super::{Config, Dhcp, Group, Pattern, Unknown, raw};
+use super::{Config, Dhcp, DhcpMode, Group, Machine, Pattern, Unknown, raw};
+use crate::mac::Mac;
 
 /// Longest kernel command line addition, in bytes: x86 has 2048 for the whole line.
 const MAX_KERNEL_ARGS: usize = 1024;
@@ -31,15 +34,20 @@ pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
         let checked = check_group(&name, group)?;
         groups.insert(name.into_inner(), checked);
     }
+    let dhcp = check_dhcp(raw.dhcp)?;
+    let interfaces = check_interfaces(raw.interface, raw.interfaces, dhcp.mode)?;
+    let machines = raw.machines.into_iter().map(check_machine);
     Ok(Config {
         file: file.to_owned(),
         site: check_site(raw.site)?,
-        interface: check_interface(&raw.interface)?,
+        interface: interfaces.first().cloned().unwrap_or_default(),
+        interfaces,
+        machines: machines.collect::<Result<_, _>>()?,
         state_dir: check_path(raw.state_dir, "/var/lib/cid")?,
         images_dir: check_path(raw.images_dir, "/var/lib/cid/images")?,
         socket: check_path(raw.socket, cid_protocol::DEFAULT_SOCKET)?,
         unknown: check_unknown(raw.unknown, raw.default_group, &groups)?,
-        dhcp: check_dhcp(raw.dhcp)?,
+        dhcp,
         groups,
     })
 }
@@ -55,6 +63,65 @@ fn check_site(value: Option<Spanned<String>>) -> Result<String, Fault> {
         return Err(fault(&value, what));
     }
     Ok(text.to_owned())
+}
+
+/// One of the two keys; the other one is not missed.
+fn check_interfaces(
+    one: Option<Spanned<String>>,
+    several: Vec<Spanned<String>>,
+    mode: DhcpMode,
+) -> Result<Vec<String>, Fault> {
+    let values = match (one, several) {
+        (Some(_), several) if !several.is_empty() => {
+            return Err(fault(
+                &several[0],
+                "`interface` and `interfaces` are both given; keep one of them",
+            ));
+        }
+        (Some(one), _) => vec![one],
+        (None, several) if several.is_empty() => {
+            return Err(Fault {
+                span: Some(0..0),
+                what: "the key `interface` is missing; it is the one key without a default".to_owned(),
+            });
+        }
+        (None, several) => several,
+    };
+    let mut names: Vec<String> = Vec::new();
+    for value in &values {
+        let name = check_interface(value)?;
+        if names.contains(&name) {
+            return Err(fault(value, format!("`{name}` is named twice")));
+        }
+        if mode == DhcpMode::Full && !names.is_empty() {
+            return Err(fault(
+                value,
+                "mode = \"full\" serves one interface; name one, or set mode = \"proxy\" in [dhcp]",
+            ));
+        }
+        names.push(name);
+    }
+    Ok(names)
+}
+
+fn check_machine((key, raw): (Spanned<String>, raw::Machine)) -> Result<(Mac, Machine), Fault> {
+    let mac: Mac = key
+        .as_ref()
+        .parse()
+        .map_err(|error: cid_bootserver::machine::BadMacAddress| fault(&key, error.to_string()))?;
+    if let Some(value) = &raw.quirk
+        && quirks::named(value.as_ref()).is_none()
+    {
+        let known: Vec<&str> = quirks::QUIRKS.iter().map(|quirk| quirk.name).collect();
+        let text = format!(
+            "there is no quirk `{}`; there are: {}",
+            value.as_ref(),
+            known.join(", ")
+        );
+        return Err(fault(value, text));
+    }
+    let quirk = raw.quirk.map(Spanned::into_inner);
+    Ok((mac, Machine { quirk }))
 }
 
 fn check_interface(value: &Spanned<String>) -> Result<String, Fault> {
@@ -112,7 +179,31 @@ fn check_unknown(
     }
 }
 
+fn check_mode(raw: &raw::Dhcp) -> Result<DhcpMode, Fault> {
+    let Some(value) = &raw.mode else {
+        return Ok(DhcpMode::Full);
+    };
+    let modes = [DhcpMode::Full, DhcpMode::Proxy, DhcpMode::Off];
+    let Some(mode) = modes.into_iter().find(|mode| mode.word() == value.as_ref()) else {
+        let text = format!("`{}`: write \"full\", \"proxy\" or \"off\"", value.as_ref());
+        return Err(fault(value, text));
+    };
+    let of_full = [&raw.range, &raw.lease, &raw.router, &raw.domain];
+    let given = of_full.into_iter().flatten().chain(&raw.dns).next();
+    match given {
+        Some(given) if mode != DhcpMode::Full => {
+            let text = format!(
+                "with mode = \"{}\" somebody else gives out the addresses; remove `range`, `lease`, `router`, `dns` and `domain`",
+                mode.word()
+            );
+            Err(fault(given, text))
+        }
+        _ => Ok(mode),
+    }
+}
+
 fn check_dhcp(raw: raw::Dhcp) -> Result<Dhcp, Fault> {
+    let mode = check_mode(&raw)?;
     let range = raw.range.as_ref().map(check_range).transpose()?;
     let lease = duration(
         raw.lease.as_ref(),
@@ -139,6 +230,7 @@ fn check_dhcp(raw: raw::Dhcp) -> Result<Dhcp, Fault> {
         return Err(fault(domain, format!("`{}` is no domain name", domain.as_ref())));
     }
     Ok(Dhcp {
+        mode,
         range,
         lease,
         router: raw.router.as_ref().map(address).transpose()?,

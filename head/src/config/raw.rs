@@ -55,8 +55,11 @@ impl<T: JsonSchema> JsonSchema for Spanned<T> {
 #[serde(deny_unknown_fields)]
 pub(super) struct Head {
     /// Network interface that faces the lab, for example "eth1". It must have an IPv4 address. The one key without a
-    /// default.
-    pub(super) interface: Spanned<String>,
+    /// default, unless `interfaces` stands in its place.
+    pub(super) interface: Option<Spanned<String>>,
+    /// Several interfaces in place of `interface`, for `mode` "proxy" or "off" in [dhcp].
+    #[serde(default)]
+    pub(super) interfaces: Vec<Spanned<String>>,
     /// What this room is called on the screens of its PCs, at most 48 characters. Default: none.
     pub(super) site: Option<Spanned<String>>,
     /// Folder of cid.db (leases, machines, events) and of template overrides (templates/). Absolute. Default:
@@ -77,12 +80,26 @@ pub(super) struct Head {
     /// Groups of PCs, by a name of your choice: [groups.lab-a].
     #[serde(default)]
     pub(super) groups: BTreeMap<Spanned<String>, Group>,
+    /// What is special about single PCs, by MAC address: [machines."52:54:00:12:34:56"].
+    #[serde(default)]
+    pub(super) machines: BTreeMap<Spanned<String>, Machine>,
+}
+
+/// What is special about one PC.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Machine {
+    /// Name of the quirk that its firmware needs; a wrong name lists them. Default: what the table of quirks matches.
+    pub(super) quirk: Option<Spanned<String>>,
 }
 
 /// What the head does as a DHCP server.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Dhcp {
+    /// "full": this head gives out the addresses, alone on its wire. "proxy": boot answers beside another DHCP server. "off": that
+    /// server names this head as boot server. Default: "full".
+    pub(super) mode: Option<Spanned<String>>,
     /// First and last address that the head gives out, "10.77.0.128-10.77.0.254". Default: the upper half of the
     /// interface's subnet.
     pub(super) range: Option<Spanned<String>>,

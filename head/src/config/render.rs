@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Config, Pattern, Unknown};
+use super::{Config, DhcpMode, Pattern, Unknown};
 
 /// What `cidhead init` writes; `@INTERFACE@` and `@STATE@` are replaced.
 pub const STARTER: &str = r#"# cidhead's configuration. `cidhead check` prints it with every default filled in.
@@ -25,7 +25,11 @@ interface = "@INTERFACE@"
 unknown = "wait"
 # default_group = "lab-a"
 
+# "full": this head gives out the addresses, alone on its wire. "proxy": boot answers beside another DHCP server (then
+# `interfaces = ["a", "b"]` may stand in place of `interface`). "off": that server names this head as boot server;
+# `cidhead dhcp-snippet` prints what it needs. Lines below `mode` are for "full".
 [dhcp]
+# mode = "full"
 # range = "10.77.0.128-10.77.0.254"     # default: the upper half of the interface's subnet
 lease = "1h"
 # router = "10.77.0.1"
@@ -38,6 +42,10 @@ image = "minimal"
 # bail_out = "10m"      # a node that has not heard of the head for this long goes home
 # patience = "60s"      # time that draining may take before the reboot
 # match = ["52:54:00:*"]   # MAC globs, UUIDs, addresses or names that belong to this group by themselves
+
+# A PC whose firmware needs another manner of answer (`cidctl explain` names the one in force):
+# [machines."52:54:00:12:34:56"]
+# quirk = "no-menu"
 "#;
 
 /// `head.toml` with every default filled in; it parses back to the same configuration.
@@ -57,11 +65,19 @@ pub fn render(config: &Config) -> String {
         );
         let _ = writeln!(out, "match = {matches:?}");
     }
+    for (mac, machine) in &config.machines {
+        if let Some(quirk) = &machine.quirk {
+            let _ = writeln!(out, "\n[machines.\"{mac}\"]\nquirk = {}", string(quirk));
+        }
+    }
     out
 }
 
 fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
-    writeln!(out, "interface = {}", string(&config.interface))?;
+    match config.interfaces.as_slice() {
+        [_, _, ..] => writeln!(out, "interfaces = {:?}", config.interfaces)?,
+        _ => writeln!(out, "interface = {}", string(&config.interface))?,
+    }
     writeln!(out, "site = {}", string(&config.site))?;
     writeln!(out, "state_dir = {}", string(&config.state_dir.to_string_lossy()))?;
     writeln!(
@@ -74,7 +90,10 @@ fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
         Unknown::Wait => writeln!(out, "unknown = \"wait\"")?,
         Unknown::Boot { group } => writeln!(out, "unknown = \"boot\"\ndefault_group = {}", string(group))?,
     }
-    writeln!(out, "\n[dhcp]")?;
+    writeln!(out, "\n[dhcp]\nmode = \"{}\"", config.dhcp.mode.word())?;
+    if config.dhcp.mode != DhcpMode::Full {
+        return Ok(());
+    }
     if let Some((low, high)) = config.dhcp.range {
         writeln!(out, "range = \"{low}-{high}\"")?;
     }

@@ -3,9 +3,13 @@
 use std::collections::BTreeSet;
 use std::fs;
 
+use cid_bootserver::dhcp::proxy::BOOT_SERVER_PORT;
+use cid_bootserver::dhcp::server::SERVER_PORT;
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
 use cid_protocol::doctor::Finding;
+
+use crate::config::DhcpMode;
 
 /// State `LISTEN` of `/proc/net/tcp` (include/net/tcp_states.h).
 const LISTEN: &str = "0A";
@@ -17,18 +21,25 @@ struct Need {
     port: u16,
 }
 
-pub(super) fn examine() -> Vec<Finding> {
+pub(super) fn examine(mode: DhcpMode) -> Vec<Finding> {
     let own = own_sockets();
     let needs = [
-        ("DHCP", "udp", 67),
+        ("DHCP", "udp", SERVER_PORT),
+        ("PXE", "udp", BOOT_SERVER_PORT),
         ("TFTP", "udp", tftp::PORT),
         ("HTTP", "tcp", http::PORT),
         ("nodes", "tcp", NODE_PORT),
         ("beacons", "udp", NODE_PORT),
     ];
     let needs = needs.map(|(what, table, port)| Need { what, table, port });
+    let needed = |need: &&Need| match need.port {
+        SERVER_PORT => mode != DhcpMode::Off,
+        BOOT_SERVER_PORT => mode == DhcpMode::Proxy,
+        _ => true,
+    };
     needs
         .iter()
+        .filter(needed)
         .map(|need| {
             let table = fs::read_to_string(format!("/proc/net/{}", need.table)).unwrap_or_default();
             judge(need, &holders(&table, need.port), &own)

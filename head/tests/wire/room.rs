@@ -316,3 +316,28 @@ impl Room {
         Process(child)
     }
 }
+
+#[allow(dead_code, reason = "tests of full mode have real clients")]
+impl Room {
+    /// Sends one datagram from the PC's port `from` and returns the first answer to it.
+    pub(crate) fn datagram(&self, from: &str, to: &str, bytes: &[u8]) -> Option<Vec<u8>> {
+        use std::io::Write as _;
+        let mut socat = self.at_pc("socat");
+        let (source, destination) = (
+            format!("UDP4-DATAGRAM:{to},bind={from},broadcast,reuseaddr,so-bindtodevice=pc0"),
+            "-",
+        );
+        let child = socat
+            .args(["-T2", "-t2", destination, &source])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn();
+        let mut child = child.expect("socat is installed");
+        // The end of its input would end it before the answer is there.
+        let mut input = child.stdin.take().expect("piped");
+        input.write_all(bytes).expect("sent");
+        let output = child.wait_with_output().expect("it ends by its time-out");
+        drop(input);
+        (!output.stdout.is_empty()).then_some(output.stdout)
+    }
+}
