@@ -15,11 +15,7 @@ const PAUSES: [u64; 7] = [900, 3100, 1300, 3700, 2300, 500, 4400];
 #[test]
 fn killed_at_twenty_moments_during_three_boots() -> Result<()> {
     let mut lab = Lab::start("crash")?;
-    let machines = [
-        Machine::bios(),
-        Machine::bios().nic("virtio-net-pci"),
-        Machine::uefi(),
-    ];
+    let machines = [Machine::bios(), Machine::uefi(), Machine::uefi_secure_boot()];
     let mut pcs = machines
         .into_iter()
         .map(|machine| lab.power_on(machine))
