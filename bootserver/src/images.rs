@@ -150,6 +150,7 @@ mod tests {
             artifacts,
             files: BTreeMap::new(),
             nic_drivers: vec![],
+            nic_ids: vec![],
             firmware: BTreeMap::new(),
         };
         std::fs::write(

@@ -103,6 +103,7 @@ pub fn build(
             .map(|(path, node)| (path.to_owned(), file_entry(node)))
             .collect(),
         nic_drivers: selection.nic.iter().cloned().collect(),
+        nic_ids: modules::pci_ids(&index, &selection.nic),
         firmware,
     };
     let mut text = serde_json::to_string_pretty(&manifest)?;

@@ -131,6 +131,25 @@ fn read_one(modules: &Path, path: &str) -> anyhow::Result<ModuleFacts> {
     ModuleFacts::read(path, &bytes).with_context(|| modules.display().to_string())
 }
 
+/// PCI vendors and devices that these modules name, as `8086:15f3`, sorted. Modules that take a whole class name none.
+pub fn pci_ids(index: &ModuleIndex, names: &BTreeSet<String>) -> Vec<String> {
+    let modules = names.iter().filter_map(|name| index.module(name));
+    let ids: BTreeSet<String> = modules
+        .flat_map(|module| module.aliases.iter())
+        .filter_map(|alias| pci_id(alias))
+        .collect();
+    ids.into_iter().collect()
+}
+
+/// `pci:v00008086d000015F3sv*…` as `8086:15f3`.
+fn pci_id(alias: &str) -> Option<String> {
+    let rest = alias.strip_prefix("pci:v0000")?;
+    let (vendor, rest) = rest.split_at_checked(4)?;
+    let device = rest.strip_prefix("d0000")?.get(..4)?;
+    let hex = |text: &str| text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (hex(vendor) && hex(device)).then(|| format!("{vendor}:{device}").to_ascii_lowercase())
+}
+
 /// What a recipe picks.
 #[derive(Debug)]
 pub struct Selection {
@@ -260,4 +279,30 @@ fn line_that_picks(recipe: &Recipe, index: &ModuleIndex, closure: &Closure, modu
         .chain(&recipe.other)
         .find(picks)
         .map_or(1, |selector| selector.line)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pci_alias_names_vendor_and_device() {
+        let name = |alias| pci_id(alias);
+        assert_eq!(
+            name("pci:v00008086d000015F3sv*sd*bc*sc*i*").as_deref(),
+            Some("8086:15f3")
+        );
+        assert_eq!(
+            name("pci:v000010ECd00008168sv*sd*bc*sc*i*").as_deref(),
+            Some("10ec:8168")
+        );
+        for other in [
+            "pci:v*d*sv*sd*bc02sc00i*",
+            "usb:v0BDAp8153d*",
+            "pci:v00008086",
+            "",
+        ] {
+            assert_eq!(name(other), None, "{other}");
+        }
+    }
 }

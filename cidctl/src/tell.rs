@@ -34,14 +34,19 @@ pub(crate) fn trace(trace: &Trace, all: bool) -> String {
     } else {
         starts.last().copied().unwrap_or(0)
     };
-    let mut zero = trace.steps.get(from).map_or(0, |step| step.at_unix_ms);
+    // What stands before the first boot is told from there.
+    let first = starts.first().copied().unwrap_or(0);
+    let mut zero = trace.steps.get(from.max(first)).map_or(0, |step| step.at_unix_ms);
+    let mut lines = Vec::new();
     for (at, step) in trace.steps.iter().enumerate().skip(from) {
-        if at == from || starts.contains(&at) {
+        if starts.contains(&at) {
+            flush(&mut out, zero, &mut lines);
             zero = step.at_unix_ms;
             let _ = writeln!(out, "\nboot of {}", utc(zero / 1_000));
         }
-        line(&mut out, zero, step);
+        add(&mut lines, step);
     }
+    flush(&mut out, zero, &mut lines);
     let diagnosis = &trace.diagnosis;
     let verdict = if diagnosis.fault { "FAULT" } else { "fine" };
     let _ = writeln!(
@@ -78,20 +83,32 @@ pub(crate) fn checkup(checkup: &Checkup) -> String {
     out
 }
 
-fn line(out: &mut String, zero: u64, step: &Step) {
+/// Prints what one boot collected, in order of time: a node tells of its kernel's start when it joins.
+fn flush(out: &mut String, zero: u64, lines: &mut Vec<(u64, String)>) {
+    lines.sort_by_key(|(at, _)| *at);
+    for (at, text) in lines.drain(..) {
+        let _ = writeln!(out, "{:>10}  {}", after(zero, at), plain(&text));
+    }
+}
+
+fn add(lines: &mut Vec<(u64, String)>, step: &Step) {
+    let mut put = |at: u64, text: &str| lines.push((at, text.to_owned()));
+    if let What::Init { uptime_ms, phases } = &step.what {
+        let kernel = step.at_unix_ms.saturating_sub(*uptime_ms);
+        put(kernel, "its kernel starts");
+        for (name, done_ms, took) in slow(phases) {
+            put(
+                kernel.saturating_add(done_ms),
+                &format!("PID 1: {name}, {}", seconds(took)),
+            );
+        }
+    }
     let mut text = words(&step.what);
     if step.times > 1 {
         let span = seconds(step.last_unix_ms.saturating_sub(step.at_unix_ms));
         let _ = write!(text, " ({} times in {span})", step.times);
     }
-    let _ = writeln!(out, "{:>10}  {}", after(zero, step.at_unix_ms), plain(&text));
-    if let What::Init { uptime_ms, phases } = &step.what {
-        let kernel = step.at_unix_ms.saturating_sub(*uptime_ms);
-        for phase in slow(phases) {
-            let at = after(zero, kernel.saturating_add(phase.1));
-            let _ = writeln!(out, "{at:>10}    {} took {}", plain(phase.0), seconds(phase.2));
-        }
-    }
+    put(step.at_unix_ms, &text);
 }
 
 /// Phases that took a tenth of a second or more: name, when done after the kernel's start, duration; in milliseconds.
@@ -162,5 +179,36 @@ fn seconds(millis: u64) -> String {
         0..=119_999 => format!("{}.{} s", millis / 1_000, millis % 1_000 / 100),
         120_000..=7_199_999 => format!("{} min {} s", millis / 60_000, millis / 1_000 % 60),
         _ => format!("{} h {} min", millis / 3_600_000, millis / 60_000 % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_boot_is_told_in_order_of_time_with_its_diagnosis() {
+        let text = r#"{"mac":"52:54:00:00:00:01","name":"lab-a01","state":"up","reason":"joined","now_unix_ms":1795227660000,
+            "cards":[{"id":"8086:100e","driver":"e1000"}],"boots":[0],"steps":[
+            {"at_unix_ms":1795227602000,"last_unix_ms":1795227606000,"times":2,"kind":"discover","client":"ipxe","firmware":"bios"},
+            {"at_unix_ms":1795227607000,"last_unix_ms":1795227607000,"times":1,"kind":"file","name":"initrd.img"},
+            {"at_unix_ms":1795227619000,"last_unix_ms":1795227619000,"times":1,"kind":"system"},
+            {"at_unix_ms":1795227620000,"last_unix_ms":1795227620000,"times":1,"kind":"init","uptime_ms":5000,
+             "phases":[{"name":"mounts","done_ms":1900},{"name":"drivers","done_ms":2500}]},
+            {"at_unix_ms":1795227620000,"last_unix_ms":1795227620000,"times":1,"kind":"joined","name":"lab-a01","again":false}],
+            "diagnosis":{"verdict":"up","fault":false,"text":"it joined","remedy":""}}"#;
+        let told = super::trace(&serde_json::from_str::<Trace>(text).unwrap(), false);
+        let expected = "lab-a01 (52:54:00:00:00:01): up, joined\n\
+            network card 8086:100e, driver e1000\n\
+            \nboot of 2026-11-21 02:20:02Z\n    \
+                +0.0 s  iPXE asks what to boot (bios) (2 times in 4.0 s)\n    \
+                +5.0 s  fetches initrd.img\n   \
+               +13.0 s  its kernel starts\n   \
+               +15.5 s  PID 1: drivers, 0.6 s\n   \
+               +17.0 s  an operating system on it asks for an address\n   \
+               +18.0 s  the node speaks, 5.0 s after its kernel started\n   \
+               +18.0 s  joins as lab-a01\n\
+            \nfine (up): it joined\n";
+        assert_eq!(told, expected);
     }
 }

@@ -253,7 +253,7 @@ impl BootView for Desk {
         let manifest = current.manifest(image)?;
         Some(Drivers {
             names: manifest.nic_drivers.clone(),
-            ids: Vec::new(),
+            ids: manifest.nic_ids.clone(),
         })
     }
 

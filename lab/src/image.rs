@@ -22,6 +22,10 @@ pub enum Fault {
     AgentDies,
     /// The agent is stopped (SIGSTOP) some seconds after its start.
     AgentStops,
+    /// PID 1 is frozen some seconds after the agent's start.
+    InitHangs,
+    /// The kernel stands still some seconds after the agent's start.
+    KernelHangs,
 }
 
 impl Fault {
@@ -35,6 +39,8 @@ impl Fault {
             ),
             Self::AgentDies => ("agent-dies", plain, include_str!("../recipes/agent-dies.sh")),
             Self::AgentStops => ("agent-stops", plain, include_str!("../recipes/agent-stops.sh")),
+            Self::InitHangs => ("init-hangs", plain, include_str!("../recipes/init-hangs.sh")),
+            Self::KernelHangs => ("kernel-hangs", plain, include_str!("../recipes/kernel-hangs.sh")),
         }
     }
 }
@@ -70,29 +76,75 @@ pub fn build_with(fault: Fault, dir: &Path) -> Result<(PathBuf, String)> {
     Ok((images, name.to_owned()))
 }
 
+/// A copy of an image, below another name.
+fn copy(image: &Path, dir: &Path, name: &str) -> Result<(PathBuf, PathBuf)> {
+    let images = dir.join("images");
+    let target = images.join(name);
+    fs::create_dir_all(&images)?;
+    run(Command::new("cp").args(["-a", "--"]).arg(image).arg(&target))?;
+    Ok((images, target))
+}
+
+/// A copy of an image whose shim has lost its signature; the manifest agrees with it.
+///
+/// # Errors
+/// When files cannot be read or written, or `sbattach` is missing.
+pub fn unsigned(image: &Path, dir: &Path) -> Result<(PathBuf, String)> {
+    let (images, target) = copy(image, dir, "unsigned")?;
+    run(Command::new("sbattach")
+        .arg("--remove")
+        .arg(target.join("efi/shimx64.efi")))?;
+    agree(&target, "unsigned", "efi/shimx64.efi")?;
+    Ok((images, "unsigned".to_owned()))
+}
+
+/// An image that can drive one kind of network card only; a PC with another never speaks.
+///
+/// # Errors
+/// When `cidbuild` or the node programs are not built, or the build fails.
+pub fn build_for_nic(driver: &str, dir: &Path) -> Result<(PathBuf, String)> {
+    let (images, recipe) = (dir.join("images"), dir.join("one-nic.toml"));
+    fs::write(
+        &recipe,
+        include_str!("../recipes/one-nic.toml").replace("@DRIVER@", driver),
+    )?;
+    run(Command::new(program("cidbuild")?)
+        .arg("image")
+        .arg(&recipe)
+        .arg("--out")
+        .arg(&images)
+        .arg("--node-programs")
+        .arg(node_programs()?))?;
+    Ok((images, "one-nic".to_owned()))
+}
+
+/// Enters a changed file into the manifest beside it.
+fn agree(target: &Path, name: &str, changed: &str) -> Result<()> {
+    let path = target.join("manifest.json");
+    let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path)?).context("reading the manifest")?;
+    name.clone_into(&mut manifest.name);
+    let file = target.join(changed);
+    let artifact = manifest
+        .artifacts
+        .get_mut(changed)
+        .with_context(|| format!("the manifest names no {changed}"))?;
+    artifact.size = fs::metadata(&file)?.len();
+    artifact.sha256 = sha256(&file)?;
+    fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
+    Ok(())
+}
+
 /// A copy of an image whose initramfs lacks its last part; the manifest agrees with it.
 ///
 /// # Errors
 /// When files cannot be read or written.
 pub fn truncated(image: &Path, dir: &Path) -> Result<(PathBuf, String)> {
-    let (images, name) = (dir.join("images"), "truncated");
-    let target = images.join(name);
-    fs::create_dir_all(&images)?;
-    run(Command::new("cp").args(["-a", "--"]).arg(image).arg(&target))?;
+    let (images, target) = copy(image, dir, "truncated")?;
     let initrd = target.join("initrd.img");
     let size = fs::metadata(&initrd)?.len() * 9 / 10;
     fs::File::options().write(true).open(&initrd)?.set_len(size)?;
-    let path = target.join("manifest.json");
-    let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path)?).context("reading the manifest")?;
-    name.clone_into(&mut manifest.name);
-    let artifact = manifest
-        .artifacts
-        .get_mut("initrd.img")
-        .context("the manifest names no initrd.img")?;
-    artifact.size = size;
-    artifact.sha256 = sha256(&initrd)?;
-    fs::write(&path, serde_json::to_vec_pretty(&manifest)?)?;
-    Ok((images, name.to_owned()))
+    agree(&target, "truncated", "initrd.img")?;
+    Ok((images, "truncated".to_owned()))
 }
 
 /// Folder with `cid-init` and `cid-agent` as they go into images (`ci/node-programs` makes it).

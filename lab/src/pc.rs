@@ -315,6 +315,30 @@ impl Pc {
         self.qmp("device_del", &json!({"id": STICK})).map(drop)
     }
 
+    /// Plugs a USB network adapter into the PC; it must have a USB controller (`Machine::usb_keyboard`). Returns its MAC.
+    ///
+    /// # Errors
+    /// When the PC is off or QEMU refuses.
+    pub fn plug_usb_nic(&mut self) -> Result<String> {
+        // The fifth byte is the number of the NIC (see `build`).
+        let mac = [0x52, 0x54, 0x00, 0xc1, 0x01, self.macs[0][5]];
+        let (tap, mac) = (self.room.tap()?, hex(&mac, ":"));
+        let netdev =
+            json!({"type": "tap", "id": "usbnet", "ifname": tap, "script": "no", "downscript": "no"});
+        self.qmp("netdev_add", &netdev)?;
+        let device = json!({"driver": "usb-net", "id": "usbnic", "bus": "keyboards.0", "netdev": "usbnet", "mac": mac});
+        self.qmp("device_add", &device)?;
+        Ok(mac)
+    }
+
+    /// Pulls it out again.
+    ///
+    /// # Errors
+    /// When the PC is off or QEMU refuses.
+    pub fn unplug_usb_nic(&mut self) -> Result<()> {
+        self.qmp("device_del", &json!({"id": "usbnic"})).map(drop)
+    }
+
     /// Saves what is on the screen, as PNG where the name ends so, else as PPM. The machine must have been built with a screen.
     ///
     /// # Errors

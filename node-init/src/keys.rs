@@ -2,7 +2,8 @@
 //!
 //! Counted is the *press* (value 1) of a key of a keyboard or of a button such as power; not mouse buttons (a
 //! bumped desk moves mice), not repeats (2), not releases (0). What is held while the device appears is not a
-//! press: firmware menus are entered with a held key, so presses within [`SETTLE`] of opening are passed over.
+//! press: firmware menus are entered with a held key, and things lie on keyboards. Linux reports such a key as a press
+//! and then repeats, so within [`SETTLE`] of opening a press counts when the key is let go without a repeat.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read};
@@ -23,6 +24,7 @@ struct Device {
     path: String,
     file: File,
     opened: Instant,
+    early: Early,
 }
 
 /// The open input devices.
@@ -58,6 +60,7 @@ impl Keys {
                 path,
                 file,
                 opened: Instant::now(),
+                early: Early::default(),
             });
         }
     }
@@ -90,10 +93,10 @@ impl Keys {
             loop {
                 match device.file.read(&mut buffer) {
                     Ok(0) => return false,
-                    Ok(length) if settled => {
-                        pressed = pressed.or(press_in(buffer.get(..length).unwrap_or_default()));
+                    Ok(length) => {
+                        let bytes = buffer.get(..length).unwrap_or_default();
+                        pressed = pressed.or(device.early.press_in(bytes, settled));
                     }
-                    Ok(_) => {}
                     Err(error) if error.kind() == ErrorKind::Interrupted => {}
                     Err(error) => return error.kind() == ErrorKind::WouldBlock,
                 }
@@ -103,16 +106,36 @@ impl Keys {
     }
 }
 
-/// The first press in a run of `struct input_event`.
-fn press_in(bytes: &[u8]) -> Option<u16> {
-    bytes.chunks_exact(EVENT_SIZE).find_map(|event| {
-        let (kind, rest) = event.get(16..)?.split_first_chunk::<2>()?;
-        let (code, rest) = rest.split_first_chunk::<2>()?;
-        let (value, _) = rest.split_first_chunk::<4>()?;
-        let code = u16::from_ne_bytes(*code);
-        let press = u16::from_ne_bytes(*kind) == cid_sys::evdev::EV_KEY && i32::from_ne_bytes(*value) == 1;
-        (press && is_wanted(code)).then_some(code)
-    })
+/// A key whose press came so soon after opening that it may have been held all along.
+#[derive(Default)]
+struct Early(Option<u16>);
+
+impl Early {
+    /// The first press in a run of `struct input_event`.
+    fn press_in(&mut self, bytes: &[u8], settled: bool) -> Option<u16> {
+        bytes.chunks_exact(EVENT_SIZE).find_map(|event| {
+            let (kind, rest) = event.get(16..)?.split_first_chunk::<2>()?;
+            let (code, rest) = rest.split_first_chunk::<2>()?;
+            let (value, _) = rest.split_first_chunk::<4>()?;
+            let code = u16::from_ne_bytes(*code);
+            if u16::from_ne_bytes(*kind) != cid_sys::evdev::EV_KEY || !is_wanted(code) {
+                return None;
+            }
+            match i32::from_ne_bytes(*value) {
+                0 if self.0 == Some(code) => self.0.take(),
+                1 if settled => Some(code),
+                1 => {
+                    self.0 = Some(code);
+                    None
+                }
+                2 if self.0 == Some(code) => {
+                    self.0 = None;
+                    None
+                }
+                _ => None,
+            }
+        })
+    }
 }
 
 /// Keys, not buttons of mice, pads and joysticks (0x100 to 0x15f, 0x2c0 up), and not what drivers report by
@@ -145,6 +168,28 @@ mod tests {
         bytes.extend(code.to_ne_bytes());
         bytes.extend(value.to_ne_bytes());
         bytes
+    }
+
+    fn press_in(bytes: &[u8]) -> Option<u16> {
+        Early::default().press_in(bytes, true)
+    }
+
+    #[test]
+    fn a_key_held_since_before_is_no_press_and_a_tap_at_the_same_time_is_one() {
+        let mut held = Early::default();
+        assert_eq!(
+            held.press_in(&[event(1, 88, 1), event(1, 88, 2)].concat(), false),
+            None
+        );
+        assert_eq!(held.press_in(&event(1, 88, 2), true), None);
+        assert_eq!(held.press_in(&event(1, 88, 0), true), None, "let go at last");
+        assert_eq!(held.press_in(&event(1, 88, 1), true), Some(88), "pressed again");
+        let mut tapped = Early::default();
+        assert_eq!(tapped.press_in(&event(1, 57, 1), false), None);
+        assert_eq!(tapped.press_in(&event(1, 57, 0), false), Some(57));
+        let mut late = Early::default();
+        assert_eq!(late.press_in(&event(1, 57, 1), false), None);
+        assert_eq!(late.press_in(&event(1, 57, 0), true), Some(57));
     }
 
     #[test]

@@ -139,13 +139,17 @@ impl Page {
         out.push_str(&"\r\n".repeat(top));
         let bar = " ".repeat(width + 4);
         let title = centred(self.title(), width + 4);
-        for text in [&bar, &title, &bar] {
+        // A low screen does without the air.
+        let tight = height > rows;
+        let head: &[&String] = if tight { &[&title] } else { &[&bar, &title, &bar] };
+        for text in head {
             out.push_str(&format!("{left}\x1b[0;30;47m{text}\x1b[0;1m\r\n"));
         }
         let edge = "─".repeat(width + 2);
         out.push_str(&format!("{left}┌{edge}┐\r\n"));
         let air = String::new();
-        for line in std::iter::once(&air).chain(&lines).chain([&air]) {
+        let air = if tight { None } else { Some(&air) };
+        for line in air.into_iter().chain(&lines).chain(air) {
             let pad = " ".repeat(width.saturating_sub(line.chars().count()));
             out.push_str(&format!("{left}│ {line}{pad} │\r\n"));
         }

@@ -28,6 +28,9 @@ pub struct Manifest {
     pub files: BTreeMap<String, FileEntry>,
     /// Names of the NIC drivers the image covers, sorted.
     pub nic_drivers: Vec<String>,
+    /// PCI vendors and devices that those drivers name, as `8086:15f3`, sorted; for the head's diagnoses.
+    #[serde(default)]
+    pub nic_ids: Vec<String>,
     /// Firmware files that the drivers may ask for (`modinfo -F firmware`), sorted, and whether they are inside.
     pub firmware: BTreeMap<String, bool>,
 }

@@ -55,6 +55,7 @@ fn image(compression: Compression, change: impl FnOnce(&mut Plan)) -> tempfile::
         artifacts: [("initrd.img".to_owned(), artifact)].into(),
         files: files.collect(),
         nic_drivers: vec![],
+        nic_ids: vec![],
         firmware: BTreeMap::new(),
     };
     std::fs::write(

@@ -135,10 +135,20 @@ impl Registry {
                 .get(mac)
                 .is_some_and(|machine| self.group_of(&machine.record).is_some())
         };
-        in_use
-            .chain(others)
-            .filter_map(|link| link.mac.parse().ok())
-            .find(accepted)
+        // A card that was plugged in since then does not make it another machine.
+        let same_boot = |mac: &Mac| {
+            let record = self.machines.get(mac).map(|machine| &machine.record);
+            record.is_some_and(|record| record.boot_id.as_deref() == Some(&hello.boot_id))
+        };
+        let macs = || {
+            in_use
+                .clone()
+                .chain(others.clone())
+                .filter_map(|link| link.mac.parse().ok())
+        };
+        macs()
+            .find(|mac| accepted(mac) && same_boot(mac))
+            .or_else(|| macs().find(accepted))
             .or_else(|| {
                 let holders = self
                     .machines

@@ -134,8 +134,9 @@ impl<'a> Boot<'a> {
         self.has(|what| matches!(what, What::File { name } if wanted(name)))
     }
 
+    /// Loaders fetch the kernel first: one that asked for the initrd has it.
     fn kernel_fetched(&self) -> bool {
-        self.fetched(|name| name == "vmlinuz" || name == "initrd.img")
+        self.fetched(|name| name == "initrd.img")
     }
 
     fn went_on(&self) -> bool {
@@ -260,7 +261,10 @@ impl<'a> Boot<'a> {
         match answer {
             Some((answer, false)) if !self.has(|what| matches!(what, What::Script { .. })) => Some(fine(
                 "sent-home",
-                format!("it was sent to its own system: {answer}"),
+                format!(
+                    "it was sent to its own system: {}",
+                    answer.trim_start_matches("local-disk: ")
+                ),
             )),
             _ => None,
         }
@@ -350,7 +354,7 @@ impl<'a> Boot<'a> {
         let loader = if ipxe { "iPXE" } else { "GRUB" };
         Some(fault(
             "loader-went-silent",
-            format!("{loader} asked for {last} and went silent before the kernel"),
+            format!("{loader} asked for {last} and went silent; kernel and initrd did not both arrive"),
             "look at its screen: a loader that loses the network reboots by itself after a while; try another network \
              port or a newer firmware, and see that nothing limits TFTP and HTTP to this head",
         ))

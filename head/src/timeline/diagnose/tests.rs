@@ -98,28 +98,32 @@ fn the_usual_failures_have_their_names() {
         ),
         (
             200,
-            "1 ipxe bios\n2 offer boot\n2 ack\n3 script minimal\n4 file vmlinuz",
+            "1 ipxe bios\n2 offer boot\n2 ack\n3 script minimal\n4 file vmlinuz\n4 file initrd.img",
             "node-never-spoke",
         ),
         (
             60,
-            "1 ipxe bios\n2 offer boot\n2 ack\n3 script minimal\n4 file vmlinuz",
+            "1 ipxe bios\n2 offer boot\n2 ack\n3 script minimal\n4 file vmlinuz\n4 file initrd.img",
             "under-way",
         ),
-        (60, "1 ipxe bios\n2 ack\n4 file vmlinuz\n9 joined lab-a01", "up"),
         (
             60,
-            "1 ipxe bios\n2 ack\n4 file vmlinuz\n9 refused old image",
+            "1 ipxe bios\n2 ack\n4 file vmlinuz\n4 file initrd.img\n9 joined lab-a01",
+            "up",
+        ),
+        (
+            60,
+            "1 ipxe bios\n2 ack\n4 file vmlinuz\n4 file initrd.img\n9 refused old image",
             "refused",
         ),
         (
             60,
-            "1 ipxe bios\n2 ack\n4 file vmlinuz\n9 joined lab-a01\n20 left key pressed",
+            "1 ipxe bios\n2 ack\n4 file vmlinuz\n4 file initrd.img\n9 joined lab-a01\n20 left key pressed",
             "went-home",
         ),
         (
             60,
-            "1 ipxe bios\n2 ack\n4 file vmlinuz\n9 joined lab-a01\n20 lost silent",
+            "1 ipxe bios\n2 ack\n4 file vmlinuz\n4 file initrd.img\n9 joined lab-a01\n20 lost silent",
             "lost",
         ),
     ] {
@@ -184,4 +188,35 @@ fn a_boot_begins_where_firmware_asks() {
     let begin: Vec<usize> = (0..steps.len()).filter(|at| begins(&steps, *at)).collect();
     assert_eq!(begin, [0, 12]);
     assert_eq!(last_boot(&steps), 12);
+}
+
+/// Timelines of real boots in the lab (`lab/tests/trace.rs` made them); each file is named after its verdict.
+#[test]
+fn recorded_boots_get_their_verdicts() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/timeline/recorded");
+    let drivers = ["e1000e".to_owned()];
+    let ids = ["8086:10d3".to_owned()];
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let trace: cid_protocol::trace::Trace = serde_json::from_str(&text).unwrap();
+        let facts = Facts {
+            now_unix_ms: trace.now_unix_ms,
+            cards: &trace.cards,
+            image: "one-nic",
+            drivers: Some(&drivers),
+            ids: &ids,
+        };
+        let found = diagnose(&trace.steps, &facts);
+        let wanted = path.file_stem().unwrap().to_str().unwrap();
+        assert_eq!(found.verdict, wanted, "{found:?}");
+        assert_eq!(found.fault, trace.diagnosis.fault);
+        // At every moment of that boot there is something to say.
+        for length in 0..trace.steps.len() {
+            assert!(!diagnose(&trace.steps[..length], &facts).text.is_empty());
+        }
+        count += 1;
+    }
+    assert!(count >= 6, "{count} recorded boots");
 }
