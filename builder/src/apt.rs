@@ -100,7 +100,7 @@ impl<'a> Apt<'a> {
         }
         let archive = configured_archive(Path::new("/etc/apt")).context(
             "no Debian archive among this machine's package sources (/etc/apt/sources.list, sources.list.d): \
-             add one, or give --kernel, --modules, --shim, --grub and --mok",
+             add one, or give --kernel, --modules, --shim, --grub, --mok and --ipxe",
         )?;
         let folder = self.folder();
         for part in ["lists/partial", "cache/archives/partial", "state"] {

@@ -32,6 +32,8 @@ pub struct Options {
     pub grub: Option<PathBuf>,
     /// See `shim`.
     pub mok: Option<PathBuf>,
+    /// `--ipxe`, in place of the recipe's package.
+    pub ipxe: Option<PathBuf>,
     /// Folder with `cid-init` and `cid-agent`.
     pub node_programs: PathBuf,
     /// Whether packages are looked up again.
@@ -54,7 +56,7 @@ pub struct Built {
 struct Inputs {
     kernel: Kernel,
     busybox: PathBuf,
-    /// Name below `efi/` to file.
+    /// Path in the image's folder to file.
     loaders: BTreeMap<&'static str, PathBuf>,
     firmware: Vec<PathBuf>,
 }
@@ -124,7 +126,7 @@ fn copy_through(inputs: &Inputs, output: &Output) -> anyhow::Result<BTreeMap<Str
     let loaders = inputs
         .loaders
         .iter()
-        .map(|(name, file)| (format!("efi/{name}"), file));
+        .map(|(path, file)| ((*path).to_owned(), file));
     for (name, file) in std::iter::once(kernel).chain(loaders) {
         let bytes = read(file)?;
         output.write(&name, &bytes)?;
@@ -186,9 +188,25 @@ fn gather(recipe: &Recipe, options: &Options, cache: &Cache, progress: &Progress
     };
     let mut loaders = BTreeMap::new();
     for (target, given, package, places) in [
-        ("shimx64.efi", &options.shim, &recipe.loaders.shim, SHIM_PLACES),
-        ("grubx64.efi", &options.grub, &recipe.loaders.grub, GRUB_PLACES),
-        ("mmx64.efi", &options.mok, &recipe.loaders.mok, MOK_PLACES),
+        (
+            "efi/shimx64.efi",
+            &options.shim,
+            &recipe.loaders.shim,
+            SHIM_PLACES,
+        ),
+        (
+            "efi/grubx64.efi",
+            &options.grub,
+            &recipe.loaders.grub,
+            GRUB_PLACES,
+        ),
+        ("efi/mmx64.efi", &options.mok, &recipe.loaders.mok, MOK_PLACES),
+        (
+            "bios/undionly.kpxe",
+            &options.ipxe,
+            &recipe.loaders.ipxe,
+            IPXE_PLACES,
+        ),
     ] {
         let file = match given {
             Some(file) => file.clone(),
@@ -213,6 +231,8 @@ const SHIM_PLACES: &[&str] = &["usr/lib/shim/shimx64.efi.signed"];
 /// The network build: its own modules know http and tftp.
 const GRUB_PLACES: &[&str] = &["usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed"];
 const MOK_PLACES: &[&str] = &["usr/lib/shim/mmx64.efi.signed"];
+/// For PCs with a plain PXE ROM: iPXE that goes on with the ROM's own driver.
+const IPXE_PLACES: &[&str] = &["usr/lib/ipxe/undionly.kpxe"];
 
 fn one_of(tree: &Path, places: &[&str]) -> anyhow::Result<PathBuf> {
     places

@@ -95,6 +95,9 @@ struct ImageArguments {
     /// Signed MokManager, in place of the recipe's package.
     #[arg(long, value_name = "FILE")]
     mok: Option<PathBuf>,
+    /// undionly.kpxe of iPXE, in place of the recipe's package.
+    #[arg(long, value_name = "FILE")]
+    ipxe: Option<PathBuf>,
     /// Folder with cid-init and cid-agent.
     #[arg(long, value_name = "DIR")]
     node_programs: Option<PathBuf>,
@@ -175,6 +178,7 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
         shim: arguments.shim,
         grub: arguments.grub,
         mok: arguments.mok,
+        ipxe: arguments.ipxe,
         node_programs: node_programs(arguments.node_programs)?,
         freshness: if arguments.refresh {
             Freshness::Refresh

@@ -55,6 +55,8 @@ pub struct Loaders {
     pub grub: Located<String>,
     /// Brings `mmx64.efi.signed` (MokManager).
     pub mok: Located<String>,
+    /// Brings `undionly.kpxe`.
+    pub ipxe: Located<String>,
 }
 
 /// A file that the recipe adds.
@@ -172,6 +174,7 @@ struct RawLoaders {
     shim: Option<Spanned<String>>,
     grub: Option<Spanned<String>>,
     mok: Option<Spanned<String>>,
+    ipxe: Option<Spanned<String>>,
 }
 
 #[derive(Deserialize)]
@@ -217,7 +220,12 @@ impl std::fmt::Display for Recipe {
             Compression::Gzip(level) => format!("gzip, level {level}"),
             Compression::Zstd(level) => format!("zstd, level {level}"),
         };
-        let Loaders { shim, grub, mok } = &self.loaders;
+        let Loaders {
+            shim,
+            grub,
+            mok,
+            ipxe,
+        } = &self.loaders;
         writeln!(
             f,
             "recipe       {} (SHA-256 {})",
@@ -230,8 +238,8 @@ impl std::fmt::Display for Recipe {
         writeln!(f, "busybox      {busybox}")?;
         writeln!(
             f,
-            "loaders      {}, {}, {} of {}",
-            shim.value, grub.value, mok.value, self.suite
+            "loaders      {}, {}, {}, {} of {}",
+            shim.value, grub.value, mok.value, ipxe.value, self.suite
         )?;
         let (nic, other, exclude) = (self.nic.len(), self.other.len(), self.exclude.len());
         writeln!(
@@ -334,6 +342,7 @@ impl Context<'_> {
             shim: None,
             grub: None,
             mok: None,
+            ipxe: None,
         });
         Ok(Recipe {
             file: self.file.to_owned(),
@@ -359,6 +368,7 @@ impl Context<'_> {
                 shim: self.package(loaders.shim, "shim-signed")?,
                 grub: self.package(loaders.grub, "grub-efi-amd64-signed")?,
                 mok: self.package(loaders.mok, "shim-helpers-amd64-signed")?,
+                ipxe: self.package(loaders.ipxe, "ipxe")?,
             },
             firmware: raw
                 .firmware

@@ -22,7 +22,7 @@ pub struct Manifest {
     /// SHA-256 of the recipe file, lower-case hex.
     pub recipe_sha256: String,
     /// The files beside this manifest that are served: relative path to digest and size
-    /// (`vmlinuz`, `initrd.img`, `efi/shimx64.efi`, `efi/grubx64.efi`, `efi/mmx64.efi`).
+    /// (`vmlinuz`, `initrd.img`, `efi/shimx64.efi`, `efi/grubx64.efi`, `efi/mmx64.efi`, `bios/undionly.kpxe`).
     pub artifacts: BTreeMap<String, Artifact>,
     /// Every entry of the initramfs, by absolute path.
     pub files: BTreeMap<String, FileEntry>,
