@@ -5,7 +5,7 @@ mod refused;
 mod table;
 
 use anyhow::Result;
-use table::{DOORS, Door, NETWORKS, Network, Passage, pass, print};
+use table::{DOORS, Door, NETWORKS, Network, Passage, STICKS, pass, print};
 
 /// One network: the doors one after the other in one room; the table in the end, whatever failed before.
 fn go_through(name: &str, network: Network, doors: &[Door]) -> Result<()> {
@@ -77,6 +77,14 @@ mod all {
     #[test]
     fn off_dnsmasq() -> Result<()> {
         go_through("all-off", Network::OffDnsmasq, &DOORS)
+    }
+
+    #[test]
+    fn sticks() -> Result<()> {
+        go_through("all-usb-full", Network::Full, &STICKS)?;
+        go_through("all-usb-proxy", Network::ProxyDnsmasq, &STICKS)?;
+        go_through("all-usb-kea", Network::ProxyKea, &STICKS)?;
+        go_through("all-usb-off", Network::OffDnsmasq, &STICKS)
     }
 }
 

@@ -31,17 +31,17 @@ pub(crate) enum Network {
     OffDnsmasq,
 }
 
-pub(crate) const DOORS: [Door; 9] = [
+pub(crate) const DOORS: [Door; 6] = [
     Door::BiosIpxe,
     Door::BiosPlain,
     Door::Uefi,
     Door::UefiSecure,
     Door::Http,
     Door::HttpSecure,
-    Door::UsbBios,
-    Door::UsbUefi,
-    Door::UsbSecure,
 ];
+
+/// One stick for all three.
+pub(crate) const STICKS: [Door; 3] = [Door::UsbBios, Door::UsbUefi, Door::UsbSecure];
 
 pub(crate) const NETWORKS: [Network; 4] = [
     Network::Full,
@@ -147,7 +147,7 @@ impl Network {
 /// The lines that an administrator would copy into their own dnsmasq.
 fn snippet() -> Result<String> {
     let mut cidhead = std::process::Command::new(cidlab::head::program("cidhead")?);
-    run(cidhead.args(["dhcp-snippet", "dnsmasq", "--head", cidlab::room::HEAD_ADDRESS]))
+    run(cidhead.args(["dhcp-snippet", "dnsmasq", "--address", cidlab::room::HEAD_ADDRESS]))
 }
 
 /// A stick as `cidbuild usb` makes it.
