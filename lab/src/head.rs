@@ -282,6 +282,15 @@ impl Drop for Head {
 }
 
 impl Control {
+    /// Of a head that somebody else started, by its control socket.
+    ///
+    /// # Errors
+    /// When `cidctl` is not built.
+    pub fn at(socket: PathBuf) -> Result<Self> {
+        let program = program("cidctl")?;
+        Ok(Self { program, socket })
+    }
+
     /// Runs `cidctl` with these arguments; returns what it printed.
     ///
     /// # Errors

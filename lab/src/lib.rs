@@ -20,7 +20,7 @@ pub mod stages;
 pub mod windows;
 
 pub use campus::{Campus, CampusServer};
-pub use head::{Adoption, DhcpMode, Head, HeadOptions};
+pub use head::{Adoption, Control, DhcpMode, Head, HeadOptions};
 pub use lab::{Lab, UP_LIMIT, WINDOWS_LIMIT};
 pub use machine::{Disk, Firmware, First, Machine, Watchdog};
 pub use pc::{Cable, Pc, Pcrs};

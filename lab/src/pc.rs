@@ -50,6 +50,13 @@ pub struct Pc {
 }
 
 impl Pc {
+    /// With a head to ask that is none of the lab's own.
+    #[must_use]
+    pub fn under(mut self, control: Control) -> Self {
+        self.control = Some(control);
+        self
+    }
+
     /// Builds the PC with its disk and firmware settings; it is off.
     ///
     /// # Errors
