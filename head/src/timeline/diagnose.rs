@@ -239,7 +239,8 @@ impl<'a> Boot<'a> {
                 format!(
                     "it was offered a boot {offers} times and took none: another server, {server}, answers on this network"
                 ),
-                "switch that server off on this network, or set `mode = \"proxy\"` in [dhcp] so that both can live together",
+                "switch that server off on this network, or set `mode = \"proxy\"` in [dhcp] so that both can live together; \
+                 where it is a proxy already, the switch drops its offers (DHCP snooping): have the head's port trusted",
             ),
             None => fault(
                 "offer-not-taken",
