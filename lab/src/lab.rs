@@ -133,6 +133,18 @@ impl Lab {
             .arg(filter))
     }
 
+    /// Whether the head's log says that this PC fetched a file of this name.
+    ///
+    /// # Errors
+    /// When the log cannot be read.
+    pub fn fetched(&self, pc: &Pc, file: &str) -> Result<bool> {
+        let log = std::fs::read_to_string(self.head.log())?;
+        let (mac, words) = (pc.mac(), format!("fetches {file}"));
+        Ok(log
+            .lines()
+            .any(|line| line.contains(&mac) && line.contains(&words)))
+    }
+
     /// Ends the room; its folder is removed. Call it last: a lab that is dropped without it keeps its folder.
     pub fn succeeded(self) {
         self.room.succeeded();

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
+use cidlab::run::run;
 use cidlab::windows::Windows;
-use cidlab::{Disk, Machine, Pc, Room};
+use cidlab::{Disk, First, Machine, Pc, Room};
 
 fn boots_its_windows(name: &str, machine: Machine) -> Result<()> {
     let room = Arc::new(Room::start(name)?);
@@ -25,6 +26,34 @@ fn boots_its_windows(name: &str, machine: Machine) -> Result<()> {
         changed.iter().all(|found| found.is_allowed()),
         "firmware itself changed {changed:?}"
     );
+    room.succeeded();
+    Ok(())
+}
+
+/// A sleeping PC hears what is on its cable, and only its own magic packet wakes it.
+#[test]
+fn a_sleeping_pc_wakes_for_its_own_packet() -> Result<()> {
+    let room = Arc::new(Room::start("sleeps")?);
+    let windows = Windows::build(&room.dir().join("windows"))?;
+    let mut pc = Pc::build(&room, &windows, Machine::bios().first(First::Disk), 1)?;
+    pc.sleep()?;
+    let call = |last: u8| {
+        let packet = room.dir().join("magic");
+        let mac = [0x52, 0x54, 0x00, 0xc1, 0x00, last];
+        std::fs::write(&packet, [vec![0xff; 6], mac.repeat(16)].concat())?;
+        let mut socat = room.command("socat");
+        socat.args(["-u", &format!("FILE:{}", packet.display())]);
+        run(socat.arg("UDP-DATAGRAM:10.77.0.255:9,broadcast"))
+    };
+    call(2)?;
+    assert!(
+        pc.wait_woken(Duration::from_secs(3)).is_err(),
+        "woken by another PC's packet"
+    );
+    call(1)?;
+    pc.wait_woken(Duration::from_secs(10))?;
+    pc.wait_windows(Duration::from_secs(60))?;
+    drop(pc);
     room.succeeded();
     Ok(())
 }

@@ -72,8 +72,8 @@ impl Door {
     /// What `cidctl nodes` must say.
     fn name(self) -> &'static str {
         match self {
-            Self::BiosIpxe => "pxe-bios",
-            Self::BiosPlain => "pxe-bios-plain",
+            // What a plain ROM was sent to asks again, and comes in as any iPXE.
+            Self::BiosIpxe | Self::BiosPlain => "pxe-bios",
             Self::Uefi | Self::UefiSecure => "pxe-uefi",
             Self::Http | Self::HttpSecure => "http-uefi",
             Self::UsbBios => "usb-bios",
@@ -178,6 +178,11 @@ pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
     let node = pc.wait_up(UP_LIMIT).with_context(|| what(network, door))?;
     let up = SystemTime::now().duration_since(pc.powered_on())?;
     check(&node, door).with_context(|| what(network, door))?;
+    let plain = lab.fetched(&pc, "undionly.kpxe")?;
+    ensure!(
+        plain == (door == Door::BiosPlain),
+        "undionly.kpxe fetched: {plain}"
+    );
     lab.release(&pc)?;
     let released = SystemTime::now();
     if door.is_usb() {
