@@ -4,6 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use socket2::{Domain, Protocol, Socket, Type};
 use tokio::net::UdpSocket;
 
@@ -15,8 +16,8 @@ use crate::dhcp::server::{CLIENT_PORT, Output, SERVER_PORT, Server};
 use crate::directory::Directory;
 use crate::keep::SocketKeeper;
 
-/// Packets taken in before one commit. With 300-byte packets a burst of a whole room fits.
-pub(super) const BATCH: usize = 64;
+/// Packets taken in before one commit, so that a storm pays for few synchronisations of the disk.
+pub(super) const BATCH: usize = 256;
 
 /// Sockets of one interface.
 pub struct Sockets {
@@ -80,8 +81,12 @@ fn bind(interface: &str, port: u16) -> std::io::Result<Socket> {
     socket.set_broadcast(true)?;
     socket.bind_device(Some(interface.as_bytes()))?;
     socket.bind(&SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)).into())?;
-    // A whole room that powers on at once must fit while we commit.
-    let _ = socket.set_recv_buffer_size(4 * 1024 * 1024);
+    // A storm must fit while we commit. Forced, because net.core.rmem_max is 208 KiB, 200 packets, unless somebody raised it;
+    // that needs CAP_NET_ADMIN, and without it we take what we get.
+    const QUEUE: usize = 4 * 1024 * 1024;
+    if setsockopt(&socket, sockopt::RcvBufForce, &QUEUE).is_err() {
+        let _ = socket.set_recv_buffer_size(QUEUE);
+    }
     Ok(socket)
 }
 
