@@ -11,12 +11,15 @@ pub mod transfer;
 
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use socket2::Socket;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
@@ -32,8 +35,8 @@ use crate::keep::SocketKeeper;
 pub const PORT: u16 = 69;
 /// How often deadlines are looked at while a transfer is under way; a quarter of the shortest of them.
 const TICK: Duration = Duration::from_millis(50);
-/// How long a stop takes while nothing is under way.
-const IDLE: Duration = Duration::from_millis(500);
+/// How long a stop takes while nothing is under way, milliseconds.
+const IDLE_MS: u16 = 500;
 
 /// A bound server.
 pub struct Server {
@@ -158,13 +161,11 @@ impl<D: Directory> Shared<D> {
 
     fn run(self: &Arc<Self>) -> io::Result<()> {
         let mut buffer = [0; 2048];
-        let mut patience = Duration::ZERO;
+        self.socket.set_read_timeout(Some(TICK))?;
         while !self.stopped.load(Ordering::Relaxed) {
             let busy = self.with(|state| state.server.sizes() != (0, 0));
-            let wanted = if busy { TICK } else { IDLE };
-            if patience != wanted {
-                self.socket.set_read_timeout(Some(wanted))?;
-                patience = wanted;
+            if !busy && !self.readable()? {
+                continue;
             }
             match self.socket.recv_from(&mut buffer) {
                 Ok((length, SocketAddr::V4(client))) => {
@@ -189,6 +190,16 @@ impl<D: Directory> Shared<D> {
             }
         }
         Ok(())
+    }
+
+    /// Waits for a datagram, for [`IDLE_MS`] at most.
+    fn readable(&self) -> io::Result<bool> {
+        let mut socket = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut socket, PollTimeout::from(IDLE_MS)) {
+            Ok(ready) => Ok(ready > 0),
+            Err(Errno::EINTR) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {

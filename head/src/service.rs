@@ -95,7 +95,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     let interface = interfaces.first().context("head.toml names no interface")?;
     let config = config.resolve(&interface.subnet)?;
     let (store, contents) = Store::open(&config.state_dir)?;
-    let cut_short = was_cut_short(&store)?;
+    let cut_short = was_cut_short(&store, !kept.is_empty())?;
     if !cut_short {
         kept.discard();
     }
@@ -152,14 +152,15 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
 
 /// Whether this head was serving a moment ago and was killed. Then nobody has had the time to put another DHCP server on
 /// the wire, and PCs in the middle of their boot are waiting: the first look for a rival is made while serving.
-fn was_cut_short(store: &Store) -> Result<bool> {
+fn was_cut_short(store: &Store, kept: bool) -> Result<bool> {
     let events = store.events(None, 64)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(cut_short(&events, now))
+    Ok(cut_short(&events, now, kept))
 }
 
-/// The newest event is recent, and it is neither a clean stop nor about a rival.
-fn cut_short(events: &[Event], now: Duration) -> bool {
+/// The newest event is recent, and it is neither a clean stop nor about a rival. A service manager that hands over sockets says
+/// the same of a head that had nothing to tell for a while, or was restarted on purpose: it lets go of them when the service stops.
+fn cut_short(events: &[Event], now: Duration, kept: bool) -> bool {
     let quiet = events
         .iter()
         .rev()
@@ -167,7 +168,9 @@ fn cut_short(events: &[Event], now: Duration) -> bool {
         .all(|event| event.kind != "rival-dhcp");
     events.last().is_some_and(|last| {
         let age = now.checked_sub(Duration::from_millis(last.time_unix_ms));
-        quiet && last.text != STOPS && last.kind != "rival-dhcp" && age.is_some_and(|age| age < RESTART_TIME)
+        quiet
+            && last.kind != "rival-dhcp"
+            && (kept || last.text != STOPS && age.is_some_and(|age| age < RESTART_TIME))
     })
 }
 
@@ -523,7 +526,13 @@ mod tests {
                 false,
             ),
         ] {
-            assert_eq!(cut_short(&events, now), expected, "{events:?}");
+            assert_eq!(cut_short(&events, now, false), expected, "{events:?}");
+            let rival = events.iter().any(|event| event.kind == "rival-dhcp");
+            assert_eq!(
+                cut_short(&events, now, true),
+                !events.is_empty() && !rival,
+                "{events:?}"
+            );
         }
     }
 }
