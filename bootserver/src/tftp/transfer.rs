@@ -57,6 +57,8 @@ struct Timing {
     /// When the packets that are out were first sent; `None` after a retransmission (Karn's rule).
     sent_at: Option<Duration>,
     backoff: u32,
+    /// When the window that is out left, for the first time or again.
+    window_at: Duration,
     deadline: Duration,
     heard: Duration,
 }
@@ -68,6 +70,7 @@ impl Timing {
             smoothed: None,
             sent_at: None,
             backoff: 0,
+            window_at: now,
             deadline: now + PATIENCE,
             heard: now,
         }
@@ -87,6 +90,7 @@ impl Timing {
 
     fn sent(&mut self, now: Duration, again: bool) {
         self.sent_at = (!again).then_some(now);
+        self.window_at = now;
         self.deadline = now + self.timeout();
     }
 
@@ -134,6 +138,7 @@ impl Transfer {
         transfer.acknowledged = acknowledged.min(transfer.last_block());
         transfer.sent = transfer.acknowledged;
         transfer.resumed = true;
+        transfer.timing.deadline = now + FIRST_TIMEOUT;
         transfer
     }
 
@@ -218,9 +223,13 @@ impl Transfer {
     }
 
     /// The block acknowledged last is acknowledged again. In lock step that is a duplicate. In a window it is how a client
-    /// says that the window's first block is missing (RFC 7440 section 4): once per window that is believed.
+    /// says that the window's first block is missing (RFC 7440 section 4): once per window that is believed, and not
+    /// before an answer to that window can be here: an earlier one answers packets from before, and would double every
+    /// window that follows.
     fn handle_repeated(&mut self, now: Duration) -> Next {
-        if self.window_size == 1 || self.repeated || self.sent <= self.acknowledged + 1 {
+        let round_trip = self.timing.smoothed.map(|(mean, _)| mean * 3 / 4);
+        let answered = round_trip.is_some_and(|time| now.saturating_sub(self.timing.window_at) >= time);
+        if self.window_size == 1 || self.repeated || !answered || self.sent <= self.acknowledged + 1 {
             return Next::Ignore;
         }
         self.repeated = true;
@@ -244,10 +253,7 @@ impl Transfer {
         if now.saturating_sub(self.timing.heard) >= PATIENCE {
             return Next::GivenUp;
         }
-        if self.resumed {
-            self.timing.deadline = self.timing.heard + PATIENCE;
-            return Next::Ignore;
-        }
+        // After a restart, too: where the client stands it says when it sees an old block.
         self.timing.backoff += 1;
         self.repeated = false;
         if self.options.is_some() {

@@ -131,6 +131,11 @@ fn a_gap_in_a_window_is_mended_from_where_it_began() {
     // Block 3 was lost.
     server.handle_datagram(ms(3), CLIENT, &ack(2)).expect("taken");
     assert_eq!(out(&mut server), ["3", "4", "5", "6"]);
+    // A repetition that is here before an answer can be answers what was sent before.
+    assert_eq!(
+        server.handle_datagram(ms(3), CLIENT, &ack(2)),
+        Err(Dropped::Stale)
+    );
     // The first of the window was lost: its predecessor is acknowledged again, which is believed once.
     server.handle_datagram(ms(4), CLIENT, &ack(2)).expect("taken");
     assert_eq!(out(&mut server), ["3", "4", "5", "6"]);
@@ -251,6 +256,13 @@ fn another_life_goes_on_at_the_next_acknowledgement() {
         server.handle_datagram(ms(5), CLIENT, &ack(60_000)),
         Err(Dropped::Stale)
     );
+    // A client that waits silently is shown an old block, so that it says where it stands.
+    server.handle_deadline(ms(1_000));
+    assert_eq!(out(&mut server), ["1", "2", "3", "4"]);
+    server
+        .handle_datagram(ms(1_001), CLIENT, &ack(1200))
+        .expect("taken");
+    assert_eq!(out(&mut server)[0], "1201");
     let (mut now, mut lost) = (ms(5), false);
     while let Some(deadline) = server.next_deadline() {
         now = now.max(deadline);
