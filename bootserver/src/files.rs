@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::addresses::Addresses;
 use crate::counters::Counters;
+use crate::dhcp::server::Observation;
 use crate::directory::Directory;
 use crate::machine::{Client, MacAddress, Platform};
 use crate::policy::{Action, Facts, Stage, Transport};
@@ -26,6 +27,10 @@ pub enum Wanted {
     IpxeScript,
     /// GRUB's configuration for the asking machine, under any of the names GRUB tries.
     GrubConfig,
+    /// The iPXE script of the asking machine, which started from a USB stick.
+    StickIpxe,
+    /// The same for GRUB.
+    StickGrub,
     /// shim, GRUB, MokManager or iPXE for plain ROMs of the asking machine's image.
     Loader(&'static str),
     /// A file of a named image. Images hold no secret: anybody may have them.
@@ -94,6 +99,8 @@ pub fn parse(path: &str) -> Result<Wanted, Refusal> {
             .map(Wanted::Windows)
             .ok_or(Refusal::UnknownName),
         [.., "boot.ipxe"] => Ok(Wanted::IpxeScript),
+        [.., "usb.ipxe"] => Ok(Wanted::StickIpxe),
+        [.., "usb.cfg"] => Ok(Wanted::StickGrub),
         [.., "shimx64.efi"] => Ok(Wanted::Loader("shimx64.efi")),
         [.., "grubx64.efi"] => Ok(Wanted::Loader("grubx64.efi")),
         [.., "mmx64.efi"] => Ok(Wanted::Loader("mmx64.efi")),
@@ -226,12 +233,22 @@ impl<D: Directory> Files<D> {
             Transport::Http => Client::HttpFirmware,
         };
         match wanted {
+            Wanted::StickIpxe => {
+                let facts = self.stick(mac, Platform::Bios);
+                self.script(&facts, templates::IPXE, templates::STICK_IPXE_HOME)
+                    .await
+            }
+            Wanted::StickGrub => {
+                let facts = self.stick(mac, Platform::UefiX64);
+                self.script(&facts, templates::GRUB, templates::STICK_GRUB_HOME)
+                    .await
+            }
             Wanted::IpxeScript => {
-                self.script(mac, Client::Ipxe, templates::IPXE, templates::IPXE_HOME)
+                self.script(&facts(mac, Client::Ipxe), templates::IPXE, templates::IPXE_HOME)
                     .await
             }
             Wanted::GrubConfig => {
-                self.script(mac, uefi, templates::GRUB, templates::GRUB_HOME)
+                self.script(&facts(mac, uefi), templates::GRUB, templates::GRUB_HOME)
                     .await
             }
             Wanted::Loader(name) => self.loader(mac, uefi, name),
@@ -254,19 +271,27 @@ impl<D: Directory> Files<D> {
         }
     }
 
-    /// A machine that has come this far always gets a script: GRUB without one stays at its prompt for ever.
-    async fn script(
-        &self,
-        mac: MacAddress,
-        client: Client,
-        boot: &str,
-        home: &str,
-    ) -> Result<Bytes, Refusal> {
-        let facts = facts(mac, client);
+    /// A boot from a stick begins here: nobody saw it before, since it did not ask by PXE.
+    fn stick(&self, mac: MacAddress, platform: Platform) -> Facts {
+        let facts = Facts {
+            platform,
+            stage: Stage::Asking,
+            ..facts(mac, Client::Stick)
+        };
         let decision = self.directory.decide(&facts);
+        self.directory
+            .observe(mac, Observation::FirmwareAsked(facts.clone()));
+        self.directory.observe(mac, Observation::Decided(decision));
+        facts
+    }
+
+    /// A machine that has come this far always gets a script: GRUB without one stays at its prompt for ever.
+    async fn script(&self, facts: &Facts, boot: &str, home: &str) -> Result<Bytes, Refusal> {
+        let mac = facts.mac;
+        let decision = self.directory.decide(facts);
         let machine = self
             .directory
-            .standing(&facts)
+            .standing(facts)
             .name
             .unwrap_or_else(|| mac.to_string());
         let text = match &decision.action {
@@ -295,7 +320,7 @@ fn facts(mac: MacAddress, client: Client) -> Facts {
     let platform = match client {
         Client::Ipxe => Platform::Bios,
         Client::HttpFirmware => Platform::UefiX64Http,
-        Client::PxeFirmware | Client::OperatingSystem => Platform::UefiX64,
+        Client::PxeFirmware | Client::OperatingSystem | Client::Stick => Platform::UefiX64,
     };
     Facts {
         mac,

@@ -162,6 +162,8 @@ pub enum Client {
     PxeFirmware,
     /// iPXE, as a ROM or loaded: option 77 is `iPXE`.
     Ipxe,
+    /// A loader on a USB stick of ours: it asks by HTTP, with an address that it has already.
+    Stick,
     /// UEFI HTTP Boot: option 60 starts with `HTTPClient`.
     HttpFirmware,
     /// Linux, Windows, a printer: anything else that wants an address.

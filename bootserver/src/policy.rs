@@ -141,6 +141,10 @@ pub enum Loader {
     Shim,
     /// The same over HTTP, for UEFI HTTP Boot.
     HttpShim,
+    /// Script for the iPXE of a USB stick.
+    StickIpxe,
+    /// Configuration for the GRUB of a USB stick.
+    StickGrub,
 }
 
 impl Loader {
@@ -151,6 +155,8 @@ impl Loader {
             Self::Undionly => "pxe-bios-plain",
             Self::Shim => "pxe-uefi",
             Self::HttpShim => "http-uefi",
+            Self::StickIpxe => "usb-bios",
+            Self::StickGrub => "usb-uefi",
         }
     }
 
@@ -160,13 +166,15 @@ impl Loader {
             Self::IpxeScript => "boot.ipxe",
             Self::Undionly => "undionly.kpxe",
             Self::Shim | Self::HttpShim => "shimx64.efi",
+            Self::StickIpxe => "usb.ipxe",
+            Self::StickGrub => "usb.cfg",
         }
     }
 
     /// How it is fetched.
     pub fn transport(self) -> Transport {
         match self {
-            Self::IpxeScript | Self::HttpShim => Transport::Http,
+            Self::IpxeScript | Self::HttpShim | Self::StickIpxe | Self::StickGrub => Transport::Http,
             Self::Undionly | Self::Shim => Transport::Tftp,
         }
     }
@@ -372,6 +380,8 @@ fn refuse_or_boot(facts: &Facts, manner: &Manner, standing: &Standing, site: &Si
 fn loader(client: Client, platform: Platform) -> Result<Loader, Reason> {
     match (client, platform) {
         (_, Platform::Other(_)) => Err(Reason::UnsupportedArchitecture(platform)),
+        (Client::Stick, Platform::Bios) => Ok(Loader::StickIpxe),
+        (Client::Stick, _) => Ok(Loader::StickGrub),
         (Client::Ipxe, Platform::Bios) => Ok(Loader::IpxeScript),
         (Client::PxeFirmware, Platform::Bios) => Ok(Loader::Undionly),
         (Client::HttpFirmware, Platform::UefiX64 | Platform::UefiX64Http) => Ok(Loader::HttpShim),

@@ -14,11 +14,18 @@ pub const IPXE_HOME: &str = "home.ipxe";
 /// See [`IPXE_HOME`].
 pub const GRUB_HOME: &str = "home.grub.cfg";
 
-const BUILT_IN: [(&str, &str); 4] = [
+/// Templates for a machine that must not boot from its USB stick: they ask for the stick's removal.
+pub const STICK_IPXE_HOME: &str = "usb.ipxe";
+/// See [`STICK_IPXE_HOME`].
+pub const STICK_GRUB_HOME: &str = "usb.grub.cfg";
+
+const BUILT_IN: [(&str, &str); 6] = [
     (IPXE, include_str!("../../templates/boot.ipxe")),
     (GRUB, include_str!("../../templates/grub.cfg")),
     (IPXE_HOME, include_str!("../../templates/home.ipxe")),
     (GRUB_HOME, include_str!("../../templates/home.grub.cfg")),
+    (STICK_IPXE_HOME, include_str!("../../templates/usb.ipxe")),
+    (STICK_GRUB_HOME, include_str!("../../templates/usb.grub.cfg")),
 ];
 
 /// What a template may name.

@@ -12,3 +12,4 @@ pub mod output;
 pub mod progress;
 pub mod recipe;
 pub mod sources;
+pub mod usb;

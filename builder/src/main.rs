@@ -25,6 +25,10 @@ struct Arguments {
 enum Command {
     /// Build a recipe into DIR/NAME/.
     Image(ImageArguments),
+    /// Make one USB stick for BIOS, UEFI and Secure Boot; what a PC may do from it, the head decides at each boot.
+    ///
+    /// Write FILE to a stick with `dd if=FILE of=/dev/sdX bs=4M conv=fsync`, which erases that stick. Needs the package mtools.
+    Usb(UsbArguments),
     /// List what the initrd of an image holds.
     Ls {
         /// An image's folder, or an initrd file.
@@ -109,6 +113,31 @@ struct ImageArguments {
     quiet: bool,
 }
 
+#[derive(Debug, Args)]
+struct UsbArguments {
+    /// Name of a built image: the signed loaders come from it.
+    #[arg(default_value = "minimal")]
+    name: String,
+    /// File to write.
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    /// Address of the head, written on the stick [default: the next server that DHCP names].
+    #[arg(long, value_name = "ADDRESS")]
+    head: Option<std::net::Ipv4Addr>,
+    /// Folder of the built images [default: build/images in a source tree, else /var/lib/cid/images].
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Suite that iPXE and SYSLINUX come from.
+    #[arg(long, default_value = "trixie")]
+    suite: String,
+    /// Ask the archive for newer packages instead of using those fetched before.
+    #[arg(long)]
+    refresh: bool,
+    /// Say nothing but the file, or what is wrong.
+    #[arg(long, short)]
+    quiet: bool,
+}
+
 fn main() -> ExitCode {
     // clap itself exits with 2 on wrong usage and 0 on --help.
     let arguments = Arguments::parse();
@@ -141,6 +170,7 @@ fn run(command: Command) -> anyhow::Result<bool> {
     let mut output = std::io::BufWriter::new(std::io::stdout().lock());
     let fine = match command {
         Command::Image(arguments) => image(arguments, &mut output)?,
+        Command::Usb(arguments) => usb(arguments, &mut output)?,
         Command::Ls {
             image,
             output: arguments,
@@ -180,11 +210,7 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
         mok: arguments.mok,
         ipxe: arguments.ipxe,
         node_programs: node_programs(arguments.node_programs)?,
-        freshness: if arguments.refresh {
-            Freshness::Refresh
-        } else {
-            Freshness::Pinned
-        },
+        freshness: freshness(arguments.refresh),
     };
     if !arguments.quiet {
         eprintln!("{recipe}");
@@ -213,6 +239,43 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
     }
     writeln!(output, "{}", built.folder.display())?;
     Ok(true)
+}
+
+fn usb(arguments: UsbArguments, output: &mut dyn Write) -> anyhow::Result<bool> {
+    let image = arguments.images.unwrap_or_else(default_out).join(&arguments.name);
+    if !image.join("manifest.json").is_file() {
+        bail!(
+            "{}: no image there; build it first with cidbuild image {}, or give --images DIR",
+            image.display(),
+            arguments.name
+        );
+    }
+    let options = cidbuild::usb::Options {
+        image,
+        out: arguments.out,
+        head: arguments.head,
+        suite: arguments.suite,
+        freshness: freshness(arguments.refresh),
+    };
+    let progress = if arguments.quiet {
+        Progress::silent()
+    } else {
+        Progress::for_people()
+    };
+    let size = cidbuild::usb::build(&options, &Cache::open()?, &progress)?;
+    if !arguments.quiet {
+        eprintln!("stick        {size} bytes");
+    }
+    writeln!(output, "{}", options.out.display())?;
+    Ok(true)
+}
+
+fn freshness(refresh: bool) -> Freshness {
+    if refresh {
+        Freshness::Refresh
+    } else {
+        Freshness::Pinned
+    }
 }
 
 /// Where the head looks, unless this is a developer's tree.

@@ -337,6 +337,7 @@ fn client_word(client: Client) -> &'static str {
     match client {
         Client::Ipxe => "ipxe",
         Client::HttpFirmware => "http",
+        Client::Stick => "usb",
         Client::PxeFirmware | Client::OperatingSystem => "pxe",
     }
 }
@@ -344,6 +345,8 @@ fn client_word(client: Client) -> &'static str {
 /// Door by which a machine knocks, whether or not it is let in.
 fn door(facts: &Facts) -> &'static str {
     match (facts.client, facts.platform) {
+        (Client::Stick, Platform::Bios) => Loader::StickIpxe.door(),
+        (Client::Stick, _) => Loader::StickGrub.door(),
         (Client::Ipxe, Platform::Bios) => Loader::IpxeScript.door(),
         (Client::HttpFirmware, _) | (_, Platform::UefiX64Http) => Loader::HttpShim.door(),
         (_, Platform::UefiX64 | Platform::Other(_)) => Loader::Shim.door(),
@@ -357,6 +360,8 @@ fn last_facts(mac: Mac, record: Option<&Record>) -> Facts {
     let firmware = record.and_then(|record| record.firmware.as_deref());
     let (client, platform) = match (door, firmware) {
         (Some("pxe-bios-plain"), _) => (Client::PxeFirmware, Platform::Bios),
+        (Some("usb-bios"), _) => (Client::Stick, Platform::Bios),
+        (Some("usb-uefi"), _) => (Client::Stick, Platform::UefiX64),
         (Some("http-uefi"), _) => (Client::HttpFirmware, Platform::UefiX64Http),
         (_, Some("uefi-x64")) | (Some("pxe-uefi"), None) => (Client::PxeFirmware, Platform::UefiX64),
         (_, Some(other)) if other != "bios" => (Client::PxeFirmware, other_platform(other)),

@@ -50,6 +50,11 @@ mod some {
     }
 
     #[test]
+    fn secure_stick_in_our_own_network() -> Result<()> {
+        go_through("some-stick", Network::Full, &[Door::UsbSecure])
+    }
+
+    #[test]
     fn uefi_sent_by_dnsmasq() -> Result<()> {
         go_through("some-off", Network::OffDnsmasq, &[Door::Uefi])
     }

@@ -156,7 +156,14 @@ fn stick(room: &Room) -> Result<std::path::PathBuf> {
     if !path.exists() {
         let mut cidbuild = std::process::Command::new(cidlab::head::program("cidbuild")?);
         run(cidbuild
-            .args(["usb", "minimal", "--images"])
+            .args([
+                "usb",
+                "minimal",
+                "--quiet",
+                "--head",
+                cidlab::room::HEAD_ADDRESS,
+                "--images",
+            ])
             .arg(images_dir())
             .arg("--out")
             .arg(&path))?;
@@ -174,6 +181,10 @@ pub(crate) struct Passage {
 
 /// In through a door to `up`, released, and home by itself; the disk is what it was.
 pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
+    let stick_before = match door.is_usb() {
+        true => Some(std::fs::read(stick(lab.room())?)?),
+        false => None,
+    };
     let mut pc = lab.power_on(door.machine(lab.room())?)?;
     let node = pc.wait_up(UP_LIMIT).with_context(|| what(network, door))?;
     let up = SystemTime::now().duration_since(pc.powered_on())?;
@@ -192,6 +203,9 @@ pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
     let home = windows.duration_since(released)?;
     pc.power_off()?;
     pc.assert_disk_untouched()?;
+    if let Some(before) = stick_before {
+        ensure!(std::fs::read(stick(lab.room())?)? == before, "the stick changed");
+    }
     Ok(Passage {
         door,
         network,
