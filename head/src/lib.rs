@@ -7,6 +7,7 @@ pub mod config;
 pub mod core;
 pub mod desk;
 pub mod doctor;
+pub mod hours;
 pub mod interface;
 pub mod kept;
 pub mod mac;
