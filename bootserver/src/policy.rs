@@ -49,6 +49,23 @@ pub struct Standing {
     pub boot_in_progress: bool,
     /// Quirk that the administrator forces on it, by name.
     pub quirk: Option<String>,
+    /// Whether a boot of its group may begin now.
+    pub hours: Hours,
+}
+
+/// The opening hours of a machine's group at this moment.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Hours {
+    /// The group has none, so it never boots.
+    #[default]
+    Never,
+    /// A boot would begin outside them.
+    Closed {
+        /// When they begin, for people; absent when that is nowhere in sight.
+        opens: Option<String>,
+    },
+    /// A boot may begin.
+    Open,
 }
 
 /// What the configuration and the image folder offer.
@@ -205,6 +222,15 @@ pub enum Reason {
     NotAdopted,
     /// The administrator, or a person at the PC, sent it home.
     Held(String),
+    /// Its group's hours have not begun.
+    OutsideHours {
+        /// Group.
+        group: String,
+        /// When they begin, for people.
+        opens: Option<String>,
+    },
+    /// Its group has no hours.
+    NoHours(String),
     /// It was handed a loader twice and never joined.
     TwoFailedBoots,
     /// Its group is not in `head.toml` any more.
@@ -238,6 +264,8 @@ impl Reason {
             Self::NotFirmware => "not-firmware",
             Self::NotAdopted => "not-adopted",
             Self::Held(_) => "released",
+            Self::OutsideHours { .. } => "outside-hours",
+            Self::NoHours(_) => "no-hours",
             Self::TwoFailedBoots => "two-failed-boots",
             Self::UnknownGroup(_) => "unknown-group",
             Self::ImageMissing(_) => "image-missing",
@@ -273,6 +301,20 @@ impl fmt::Display for Reason {
             }
             Self::NotAdopted => f.write_str("nobody has adopted it; `cidctl adopt` takes it in"),
             Self::Held(why) => write!(f, "{why}; `cidctl wake` lets it boot again"),
+            Self::OutsideHours {
+                group,
+                opens: Some(opens),
+            } => write!(f, "group {group} is outside its hours, which begin {opens}"),
+            Self::OutsideHours { group, opens: None } => {
+                write!(
+                    f,
+                    "group {group} is outside its hours; see `hours` in [groups.{group}]"
+                )
+            }
+            Self::NoHours(group) => write!(
+                f,
+                "group {group} has no hours, so it never boots; add `hours = [\"Mon-Fri 20:00-06:30\"]` to [groups.{group}] and restart cidhead"
+            ),
             Self::TwoFailedBoots => write!(
                 f,
                 "its last {MAX_FAILED_BOOTS} boots never joined; look at its screen, then `cidctl wake` lets it try again"
@@ -348,6 +390,18 @@ fn refuse_or_boot(facts: &Facts, manner: &Manner, standing: &Standing, site: &Si
         .groups
         .get(group)
         .ok_or_else(|| Reason::UnknownGroup(group.clone()))?;
+    // A boot granted before closing goes on: a loader cut off in its middle hangs, a node that joins is sent home.
+    match &standing.hours {
+        Hours::Open => {}
+        _ if granted => {}
+        Hours::Never => return Err(Reason::NoHours(group.clone())),
+        Hours::Closed { opens } => {
+            return Err(Reason::OutsideHours {
+                group: group.clone(),
+                opens: opens.clone(),
+            });
+        }
+    }
     if let Some(what) = &site.templates_broken {
         return Err(Reason::TemplateBroken(what.clone()));
     }

@@ -14,6 +14,7 @@ fuzz_target!(|bytes: &[u8]| {
     let door = if first & 1 == 0 { Door::Dhcp } else { Door::BootServer };
     let standing = Standing {
         quirk: (first & 2 != 0).then(|| "pxe10".to_owned()),
+        hours: cid_bootserver::policy::Hours::Open,
         ..Standing::default()
     };
     let mut proxy = Proxy::new(Ipv4Addr::new(10, 77, 0, 1));

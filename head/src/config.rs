@@ -16,6 +16,10 @@ use std::time::Duration;
 
 use crate::mac::Mac;
 
+use jiff::tz::TimeZone;
+
+use crate::hours::Hours;
+
 pub use check::{parse_duration, parse_pattern};
 pub use render::{STARTER, render};
 pub use schema::{manual_page, schema};
@@ -77,6 +81,8 @@ pub struct Group {
     pub bail_out: Duration,
     /// How long draining may take.
     pub patience: Duration,
+    /// When it may compute.
+    pub hours: Hours,
     /// Machines that may boot in this group without being adopted one by one.
     pub matches: Vec<Pattern>,
 }
@@ -149,6 +155,8 @@ pub struct Config {
     pub unknown: Unknown,
     /// DHCP.
     pub dhcp: Dhcp,
+    /// Time zone of the hours; absent is the head's own.
+    pub time_zone: Option<String>,
     /// Groups by name.
     pub groups: BTreeMap<String, Group>,
     /// What is special about single machines.
@@ -265,6 +273,16 @@ impl Config {
         }
         self.dhcp.range = Some((low, high));
         Ok(self)
+    }
+
+    /// The zone that hours are read in: the named one, else the head's own.
+    pub fn zone(&self) -> TimeZone {
+        // The name was checked when the file was read.
+        let named = self
+            .time_zone
+            .as_deref()
+            .and_then(|name| TimeZone::get(name).ok());
+        named.unwrap_or_else(TimeZone::system)
     }
 
     /// Looks up a group.

@@ -316,6 +316,7 @@ async fn tick(core: std::sync::Weak<Core>) {
         let Some(core) = core.upgrade() else { return };
         let input = |registry: &mut Registry, now: Now| {
             registry.handle_deadline(now);
+            registry.handle_closing(now);
             if now.monotonic >= flushed + FLUSH {
                 flushed = now.monotonic;
                 registry.flush_lazily();

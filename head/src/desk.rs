@@ -11,7 +11,7 @@ use cid_bootserver::dhcp::rival::{Rival, Sighting};
 use cid_bootserver::dhcp::server::Observation as Seen;
 use cid_bootserver::directory::{CommitError, Directory};
 use cid_bootserver::machine::{Client, Platform};
-use cid_bootserver::policy::{self, Action, Decision, Facts, Loader, Stage, Standing};
+use cid_bootserver::policy::{self, Action, Decision, Facts, Hours, Loader, Stage, Standing};
 use cid_bootserver::quirks;
 use cid_bootserver::site::{Offers, full_cmdline};
 use cid_protocol::api::{BootAnswer, DhcpStatus, Explanation, NodeState, RivalRow};
@@ -21,7 +21,7 @@ use crate::api::{BootView, Drivers};
 use crate::config::{Config, DhcpMode, Machine};
 use crate::core::Core;
 use crate::mac::Mac;
-use crate::registry::{Firmware, Observation, Record, Registry, Verdict};
+use crate::registry::{Firmware, Now, Observation, Record, Registry, Verdict};
 use crate::rivals::Rivals;
 use crate::store::{StoreError, Write};
 
@@ -87,7 +87,8 @@ impl Desk {
 
 impl Directory for Desk {
     fn standing(&self, facts: &Facts) -> Standing {
-        let mut standing = self.core.read(|registry| standing(registry, facts));
+        let now = self.core.now();
+        let mut standing = self.core.read(|registry| standing(registry, now, facts));
         standing.quirk = self.quirks.get(&facts.mac).cloned();
         standing
     }
@@ -266,12 +267,15 @@ impl BootView for Desk {
     }
 }
 
-fn standing(registry: &Registry, facts: &Facts) -> Standing {
+fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
     let Some(record) = registry.record(facts.mac) else {
         let mut record = Record::seen(facts.mac, 0);
         record.uuid = facts.uuid.map(|uuid| uuid.to_string());
         let group = registry.group_of(&record).map(|(name, _)| name.to_owned());
         return Standing {
+            hours: group
+                .as_deref()
+                .map_or(Hours::Never, |group| registry.hours(now, group)),
             group,
             ..Standing::default()
         };
@@ -282,6 +286,9 @@ fn standing(registry: &Registry, facts: &Facts) -> Standing {
         .map(|(name, _)| name.to_owned())
         .or_else(|| record.group.clone());
     Standing {
+        hours: group
+            .as_deref()
+            .map_or(Hours::Never, |group| registry.hours(now, group)),
         group,
         name: record.name.clone(),
         hold: record.hold_when_asking(),

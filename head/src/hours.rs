@@ -146,7 +146,8 @@ impl Hours {
         }
     }
 
-    fn is_open(&self, zone: &TimeZone, at: Timestamp) -> bool {
+    /// Whether the group is open at `at`.
+    pub fn is_open(&self, zone: &TimeZone, at: Timestamp) -> bool {
         let today = zone.to_datetime(at).date();
         // A span lasts a day at most; the second day back is for zones that skip one.
         let near: Vec<Date> = (-2..=1).filter_map(|offset| day_after(today, offset)).collect();

@@ -6,6 +6,7 @@
 
 mod boot;
 mod commands;
+mod hours;
 mod machine;
 mod node;
 mod rows;
@@ -17,6 +18,8 @@ use std::time::Duration;
 use cid_protocol::api::NodeState;
 use cid_protocol::node::ToNode;
 use cid_protocol::trace::{Step, What};
+
+use jiff::tz::TimeZone;
 
 use crate::config::{Config, Group, Pattern, Unknown};
 use crate::mac::Mac;
@@ -110,6 +113,7 @@ pub struct Registry {
     groups: BTreeMap<String, Group>,
     unknown: Unknown,
     site: String,
+    zone: TimeZone,
     machines: BTreeMap<Mac, Machine>,
     connections: BTreeMap<ConnectionId, Mac>,
     outputs: VecDeque<Output>,
@@ -140,6 +144,7 @@ impl Registry {
             groups: config.groups.clone(),
             unknown: config.unknown.clone(),
             site: config.site.clone(),
+            zone: config.zone(),
             machines,
             connections: BTreeMap::new(),
             outputs: VecDeque::new(),

@@ -31,6 +31,8 @@ pub struct HeadOptions {
     pub kernel_args: String,
     /// Group key `bail_out`.
     pub bail_out: String,
+    /// Group key `hours`.
+    pub hours: Vec<String>,
     /// Group key `patience`.
     pub patience: String,
     /// Whose DHCP server hands out addresses.
@@ -85,6 +87,7 @@ impl HeadOptions {
             adoption: Adoption::ByMac,
             kernel_args: "console=ttyS0,115200".to_owned(),
             bail_out: "10m".to_owned(),
+            hours: vec!["always".to_owned()],
             patience: "60s".to_owned(),
             mode: DhcpMode::Full,
             more: String::new(),
@@ -99,6 +102,7 @@ impl HeadOptions {
             Adoption::ByMac => ("unknown = \"wait\"", "match = [\"52:54:00:c1:00:*\"]\n"),
             Adoption::Anybody => ("unknown = \"boot\"\ndefault_group = \"lab\"", ""),
         };
+        let hours: Vec<String> = self.hours.iter().map(|line| format!("{line:?}")).collect();
         let (dir, images) = (dir.display(), self.images_dir.display());
         let dhcp = match self.mode {
             // What nobody writes is the default.
@@ -108,8 +112,14 @@ impl HeadOptions {
         format!(
             "interface = \"head0\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
              socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
-             bail_out = \"{}\"\npatience = \"{}\"\n{known}{dhcp}\n{}",
-            self.more, self.image, self.kernel_args, self.bail_out, self.patience, self.tables
+             hours = [{}]\nbail_out = \"{}\"\npatience = \"{}\"\n{known}{dhcp}\n{}",
+            self.more,
+            self.image,
+            self.kernel_args,
+            hours.join(", "),
+            self.bail_out,
+            self.patience,
+            self.tables
         )
     }
 }

@@ -25,6 +25,7 @@ fn adopted() -> Standing {
     Standing {
         group: Some("lab-a".into()),
         name: Some("lab-a01".into()),
+        hours: Hours::Open,
         ..Standing::default()
     }
 }
@@ -195,6 +196,38 @@ fn a_quirk_goes_with_the_answer_and_can_change_what_the_machine_is() {
     assert_eq!(decide(&uefi(), &adopted(), &site(None)).manner.forced, None);
 }
 
+#[test]
+fn outside_its_hours_a_machine_stays_at_home() {
+    let closed = Standing {
+        hours: Hours::Closed {
+            opens: Some("Mon 2026-11-23 20:00".into()),
+        },
+        ..adopted()
+    };
+    let never = Standing {
+        hours: Hours::Never,
+        ..adopted()
+    };
+    for (facts, standing, expected) in [
+        (uefi(), &closed, "local-disk: outside-hours"),
+        (ipxe(), &closed, "local-disk: outside-hours"),
+        (uefi(), &never, "local-disk: no-hours"),
+    ] {
+        check(&facts, standing, &site(None), expected);
+    }
+    let fetching = Facts {
+        stage: Stage::Fetching,
+        ..uefi()
+    };
+    check(&fetching, &closed, &site(None), "local-disk: outside-hours");
+    let granted = Standing {
+        boot_in_progress: true,
+        ..closed
+    };
+    check(&fetching, &granted, &site(None), "boot shimx64.efi: in-group");
+    check(&uefi(), &granted, &site(None), "local-disk: outside-hours");
+}
+
 /// The offer of the third boot must not still be the second boot's: the head notices a new boot only behind the answer.
 #[test]
 fn a_boot_that_was_granted_goes_on_and_the_next_one_does_not_begin() {
@@ -226,6 +259,7 @@ fn reasons_name_the_remedy_and_what_they_are_about() {
             "cidctl wake",
         ),
         (Reason::TwoFailedBoots, "cidctl wake"),
+        (Reason::NoHours("lab-b".into()), "add `hours = ["),
         (Reason::UnknownGroup("lab-b".into()), "[groups.lab-b]"),
         (Reason::ImageMissing("image minimal".into()), "cidbuild image"),
         (Reason::ImageDamaged("image minimal".into()), "cidbuild image"),

@@ -150,6 +150,7 @@ pub fn adopted() -> Standing {
     Standing {
         group: Some("lab-a".to_owned()),
         name: Some("lab-a01".to_owned()),
+        hours: policy::Hours::Open,
         ..Standing::default()
     }
 }

@@ -12,8 +12,13 @@ use super::raw::Spanned;
 use super::{Config, Dhcp, DhcpMode, Group, Machine, Pattern, Unknown, raw};
 use crate::mac::Mac;
 
+use crate::hours::{Hours, OnHoliday};
+
 /// Longest kernel command line addition, in bytes: x86 has 2048 for the whole line.
 const MAX_KERNEL_ARGS: usize = 1024;
+
+/// Most lines of `hours` and of `holidays`: each is looked at whenever a PC asks.
+const MAX_LINES: usize = 64;
 
 /// What is wrong, and where in the text.
 pub(super) struct Fault {
@@ -48,8 +53,53 @@ pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
         socket: check_path(raw.socket, cid_protocol::DEFAULT_SOCKET)?,
         unknown: check_unknown(raw.unknown, raw.default_group, &groups)?,
         dhcp,
+        time_zone: check_zone(raw.time_zone)?,
         groups,
     })
+}
+
+fn check_zone(value: Option<Spanned<String>>) -> Result<Option<String>, Fault> {
+    let Some(value) = value else { return Ok(None) };
+    if jiff::tz::TimeZone::get(value.as_ref()).is_err() {
+        let what = format!(
+            "`{}` is no time zone; write one like \"Europe/Berlin\" (`timedatectl list-timezones`)",
+            value.as_ref()
+        );
+        return Err(fault(&value, what));
+    }
+    Ok(Some(value.into_inner()))
+}
+
+fn check_hours(
+    lines: &[Spanned<String>],
+    holidays: &[Spanned<String>],
+    on_holiday: Option<&Spanned<String>>,
+) -> Result<Hours, Fault> {
+    if let Some(line) = lines.get(MAX_LINES).or(holidays.get(MAX_LINES)) {
+        return Err(fault(
+            line,
+            format!("more than {MAX_LINES} lines; join some of them"),
+        ));
+    }
+    let mut hours = Hours::default();
+    for line in lines {
+        hours
+            .add(line.as_ref())
+            .map_err(|error| fault(line, error.to_string()))?;
+    }
+    for line in holidays {
+        hours
+            .add_holiday(line.as_ref())
+            .map_err(|error| fault(line, error.to_string()))?;
+    }
+    match on_holiday.map(|value| (value, value.as_ref().as_str())) {
+        None | Some((_, "open")) => {}
+        Some((_, "closed")) => hours.set_on_holiday(OnHoliday::Closed),
+        Some((value, other)) => {
+            return Err(fault(value, format!("`{other}`: write \"open\" or \"closed\"")));
+        }
+    }
+    Ok(hours)
 }
 
 /// A line on a text screen of 80 columns.
@@ -326,6 +376,7 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
             "60s",
             Duration::from_secs(1)..=Duration::from_secs(86_400),
         )?,
+        hours: check_hours(&raw.hours, &raw.holidays, raw.on_holiday.as_ref())?,
         matches,
     })
 }

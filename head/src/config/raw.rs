@@ -77,6 +77,8 @@ pub(super) struct Head {
     /// What the head does as a DHCP server.
     #[serde(default)]
     pub(super) dhcp: Dhcp,
+    /// Time zone of `hours` and `holidays`, "Europe/Berlin". Default: the head's own.
+    pub(super) time_zone: Option<Spanned<String>>,
     /// Groups of PCs, by a name of your choice: [groups.lab-a].
     #[serde(default)]
     pub(super) groups: BTreeMap<Spanned<String>, Group>,
@@ -126,6 +128,16 @@ pub(super) struct Group {
     pub(super) bail_out: Option<Spanned<String>>,
     /// Time that draining may take before the reboot. Default: "60s".
     pub(super) patience: Option<Spanned<String>>,
+    /// When the group may compute: ["Mon-Fri 20:00-06:30", "Sat-Sun"] or ["always"]. A span begins on the days it
+    /// names and may end on the day after. Default: none, which is never.
+    #[serde(default)]
+    pub(super) hours: Vec<Spanned<String>>,
+    /// Days without lessons, both ends included: ["2026-10-03", "2026-12-24..2027-01-06"]. Default: none.
+    #[serde(default)]
+    pub(super) holidays: Vec<Spanned<String>>,
+    /// What a holiday does from midnight to midnight: "open" computes besides the hours, "closed" does not whatever
+    /// they are. Default: "open".
+    pub(super) on_holiday: Option<Spanned<String>>,
     /// PCs that belong to this group without being adopted one by one: MAC globs ("52:54:00:*"), SMBIOS UUIDs, IPv4
     /// addresses or name globs. Default: none.
     #[serde(default, rename = "match")]

@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use crate::hours::OnHoliday;
+
 use super::{Config, DhcpMode, Pattern, Unknown};
 
 /// What `cidhead init` writes; `@INTERFACE@` and `@STATE@` are replaced.
@@ -28,6 +30,9 @@ unknown = "wait"
 # "full": this head gives out the addresses, alone on its wire. "proxy": boot answers beside another DHCP server (then
 # `interfaces = ["a", "b"]` may stand in place of `interface`). "off": that server names this head as boot server;
 # `cidhead dhcp-snippet` prints what it needs. Lines below `mode` are for "full".
+# Time zone of the hours below. Default: this machine's own.
+# time_zone = "Europe/Berlin"
+
 [dhcp]
 # mode = "full"
 # range = "10.77.0.128-10.77.0.254"     # default: the upper half of the interface's subnet
@@ -38,6 +43,9 @@ lease = "1h"
 
 [groups.lab-a]
 image = "minimal"
+# When these PCs may compute; without `hours` they never do. ["always"] is for PCs that nobody sits at.
+hours = ["Mon-Fri 20:00-06:30", "Sat-Sun"]
+# holidays = ["2026-12-24..2027-01-06"]   # open all day; on_holiday = "closed" closes them instead
 # kernel_args = "console=ttyS0,115200"
 # bail_out = "10m"      # a node that has not heard of the head for this long goes home
 # patience = "60s"      # time that draining may take before the reboot
@@ -63,6 +71,13 @@ pub fn render(config: &Config) -> String {
             seconds(group.bail_out),
             seconds(group.patience)
         );
+        let _ = writeln!(out, "hours = {:?}", group.hours.lines());
+        let _ = writeln!(out, "holidays = {:?}", group.hours.holiday_lines());
+        let on_holiday = match group.hours.on_holiday() {
+            OnHoliday::Open => "open",
+            OnHoliday::Closed => "closed",
+        };
+        let _ = writeln!(out, "on_holiday = \"{on_holiday}\"");
         let _ = writeln!(out, "match = {matches:?}");
     }
     for (mac, machine) in &config.machines {
@@ -89,6 +104,9 @@ fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
     match &config.unknown {
         Unknown::Wait => writeln!(out, "unknown = \"wait\"")?,
         Unknown::Boot { group } => writeln!(out, "unknown = \"boot\"\ndefault_group = {}", string(group))?,
+    }
+    if let Some(zone) = &config.time_zone {
+        writeln!(out, "time_zone = {}", string(zone))?;
     }
     writeln!(out, "\n[dhcp]\nmode = \"{}\"", config.dhcp.mode.word())?;
     if config.dhcp.mode != DhcpMode::Full {

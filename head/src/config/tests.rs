@@ -15,6 +15,7 @@ interface = "head0"
 state_dir = "/s"
 images_dir = "/i"
 socket = "/run/x.sock"
+time_zone = "Europe/Berlin"
 unknown = "boot"
 default_group = "lab-a"
 [dhcp]
@@ -29,6 +30,9 @@ kernel_args = "console=ttyS0,115200"
 bail_out = "10m"
 patience = "60s"
 match = ["52:54:00:*", "10.77.0.9", "550e8400-e29b-41d4-a716-446655440000", "lab-*"]
+hours = ["Mon-Fri 20:00-06:30", "Sat-Sun", "always"]
+holidays = ["2026-10-03", "2026-12-24..2027-01-06"]
+on_holiday = "closed"
 [groups.lab-b]
 "#;
 
@@ -57,6 +61,14 @@ fn every_mistake_names_its_line_and_remedy() {
     check_error(
         "interface = \"e0\"\n[dhcp]\nrange = \"10.0.0.9-10.0.0.1\"",
         "head.toml:3: `10.0.0.9-10.0.0.1` ends before it starts",
+    );
+    check_error(
+        "interface = \"e0\"\ntime_zone = \"Europe/Bonn\"",
+        "head.toml:2: `Europe/Bonn` is no time zone; write one like \"Europe/Berlin\" (`timedatectl list-timezones`)",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a]\nhours = [\"Sat\",\n\"Mo-Fri\"]",
+        "head.toml:4: `Mo` is no day; write Mon, Tue, Wed, Thu, Fri, Sat or Sun, as \"Mon-Fri\" or \"Mon,Wed\"",
     );
     check_error(
         "interface = \"e0\"\nunknown = \"boot\"",

@@ -171,7 +171,7 @@ fn a_night() -> impl Strategy<Value = (u8, u16, u16)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(4))]
 
     #[test]
     fn every_minute_of_a_year_agrees(

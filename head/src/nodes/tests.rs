@@ -14,7 +14,7 @@ const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 101);
 
 /// A head with one adopted machine, without sockets.
 fn head(folder: &std::path::Path) -> Arc<Core> {
-    let text = "interface = \"e0\"\n[groups.lab-a]\nmatch = [\"52:54:00:*\"]";
+    let text = "interface = \"e0\"\n[groups.lab-a]\nhours = [\"always\"]\nmatch = [\"52:54:00:*\"]";
     let config = Config::parse(std::path::Path::new("head.toml"), text).unwrap();
     let (store, contents) = Store::open(folder).unwrap();
     let core = Core::start(store, Ipv4Addr::LOCALHOST, |now| {

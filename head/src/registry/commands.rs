@@ -218,6 +218,14 @@ impl Registry {
         };
         let reason = "released by the administrator".to_owned();
         machine.record.hold = Some(reason.clone());
+        self.send_home(now, mac, "released", reason);
+    }
+
+    /// Tells a machine to go home; whether it may come back is not decided here.
+    pub(super) fn send_home(&mut self, now: Now, mac: Mac, kind: &'static str, reason: String) {
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
         let connection = machine.connection;
         let state = match machine.record.state {
             NodeState::Up | NodeState::Booting | NodeState::Lost | NodeState::GoingHome => {
@@ -229,7 +237,7 @@ impl Registry {
         if state == NodeState::GoingHome {
             machine.heard = now.monotonic;
         }
-        self.event(now, mac, "released", reason.clone());
+        self.event(now, mac, kind, reason.clone());
         self.change_state(now, mac, state, reason.clone());
         self.persist(mac);
         let patience_secs = self

@@ -4,8 +4,7 @@ use cid_protocol::node::{Hardware, Hello, Link, Load, NODE_PROTOCOL_VERSION};
 
 use super::*;
 
-const CONFIG: &str =
-    "interface = \"e0\"\n[groups.lab-a]\nimage = \"minimal\"\n[groups.usb]\nmatch = [\"02:00:00:*\"]\n";
+const CONFIG: &str = "interface = \"e0\"\n[groups.lab-a]\nimage = \"minimal\"\nhours = [\"always\"]\n[groups.usb]\nhours = [\"always\"]\nmatch = [\"02:00:00:*\"]\n";
 
 fn mac(number: u8) -> Mac {
     Mac([0x52, 0x54, 0, 0, 0, number])
@@ -551,4 +550,35 @@ fn strangers_are_bounded_and_the_log_survives_their_flood() {
         "{} events",
         trace.events.len()
     );
+}
+
+#[test]
+fn at_closing_a_node_goes_home_and_nothing_holds_it_there() {
+    let mut trace = Trace::new();
+    let text = "interface = \"e0\"\ntime_zone = \"UTC\"\n[groups.lab-a]\nhours = [\"20:00-22:30\"]";
+    // The traces begin on a Tuesday at 22:13:20.
+    trace.registry = Registry::new(&config(text), Vec::new(), at(0));
+    trace.session(1, 1);
+    trace.adopt(1, "lab-a01");
+    trace.session(5, 1);
+    trace.script(6, 1);
+    trace.hello(20, 1, 1, "boot-1");
+    // A boot that begins six minutes before closing would only turn round.
+    let hours = |trace: &Trace, second| trace.registry.hours(at(second), "lab-a");
+    let opens = Some("Wed 2023-11-15 20:00".to_owned());
+    assert_eq!(hours(&trace, 640), cid_bootserver::policy::Hours::Open);
+    assert_eq!(
+        hours(&trace, 641),
+        cid_bootserver::policy::Hours::Closed { opens }
+    );
+    trace.registry.handle_closing(at(999));
+    trace.drain();
+    assert_eq!(trace.state(1), NodeState::Up);
+    trace.registry.handle_closing(at(1_000));
+    trace.registry.handle_closing(at(1_001));
+    trace.drain();
+    assert_eq!(trace.state(1), NodeState::GoingHome);
+    assert_eq!(trace.disk[&mac(1)].hold, None);
+    let told = |(_, message): &&(ConnectionId, ToNode)| matches!(message, ToNode::Release { .. });
+    assert_eq!(trace.sent.iter().filter(told).count(), 1);
 }

@@ -128,7 +128,7 @@ impl Room {
         let path = folder.display();
         let text = format!(
             "interface = \"head0\"\nstate_dir = \"{path}/state\"\nimages_dir = \"{path}/images\"\n\
-             socket = \"{path}/head.sock\"\n{more}\n[groups.lab-a]\nimage = \"minimal\"\n"
+             socket = \"{path}/head.sock\"\n{more}\n[groups.lab-a]\nimage = \"minimal\"\nhours = [\"always\"]\n"
         );
         fs::write(folder.join("head.toml"), text).expect("head.toml");
         let image = folder.join("images/minimal");
