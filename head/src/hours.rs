@@ -271,7 +271,7 @@ fn moment(zone: &TimeZone, day: Date, minute: u16) -> Option<Timestamp> {
         jiff::civil::Time::new(hour, i8::try_from(minute % 60).ok()?, 0, 0).ok()?,
     );
     let reading = zone.to_ambiguous_timestamp(shown);
-    let first = reading.clone().earlier().ok()?;
+    let first = reading.earlier().ok()?;
     match reading.offset() {
         // Read with the offset behind the gap, a skipped time lies before it: the clock jumps at the next transition.
         AmbiguousOffset::Gap { .. } => zone.following(first).next().map(|jump| jump.timestamp()),
