@@ -103,7 +103,7 @@ fn day(text: &str) -> Result<usize, HoursError> {
     let is = |long: &&str| lower == **long || long.get(..3) == Some(lower.as_str());
     LONG_DAYS
         .iter()
-        .position(|long| is(long))
+        .position(is)
         .ok_or_else(|| HoursError::Day(text.to_owned()))
 }
 

@@ -57,6 +57,25 @@ impl Registry {
         }
     }
 
+    /// Until when `group` computes, for the PC's screen: the time of day, `Mon 06:30` when it is more than a day away, or nothing.
+    pub(super) fn open_until(&self, now: Now, group: &str) -> String {
+        let state = self.groups.get(group).map(|group| self.state(now, group));
+        let Some(State::Open { until: Some(until) }) = state else {
+            return String::new();
+        };
+        let text = for_people(&self.zone, until);
+        let far = until > later(moment(now), Duration::from_secs(24 * 3600));
+        let (day, time) = (
+            text.get(..3).unwrap_or_default(),
+            text.get(15..).unwrap_or_default(),
+        );
+        if far {
+            format!("{day} {time}")
+        } else {
+            time.to_owned()
+        }
+    }
+
     fn state(&self, now: Now, group: &Group) -> State {
         group.hours.state(&self.zone, moment(now))
     }

@@ -62,6 +62,7 @@ impl Registry {
             again: same_boot,
         };
         self.trace(now, Some(mac), joined);
+        let until = self.open_until(now, &group);
         let welcome = Welcome {
             name,
             group,
@@ -69,8 +70,7 @@ impl Registry {
             bail_out_secs: bail_out,
             patience_secs: patience,
             site: self.site.clone(),
-            // Nothing is planned while a group has no hours.
-            until: String::new(),
+            until,
         };
         self.outputs.push_back(Output::Send {
             connection,

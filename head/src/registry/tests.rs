@@ -571,6 +571,12 @@ fn at_closing_a_node_goes_home_and_nothing_holds_it_there() {
         hours(&trace, 641),
         cid_bootserver::policy::Hours::Closed { opens }
     );
+    trace.drain();
+    let welcome = trace.sent.iter().find_map(|(_, message)| match message {
+        ToNode::Welcome(welcome) => Some(welcome.until.clone()),
+        _ => None,
+    });
+    assert_eq!(welcome.as_deref(), Some("22:30"), "what the PC's screen says");
     trace.registry.handle_closing(at(999));
     trace.drain();
     assert_eq!(trace.state(1), NodeState::Up);
