@@ -83,6 +83,8 @@ pub struct Group {
     pub patience: Duration,
     /// When it may compute.
     pub hours: Hours,
+    /// Whether its machines are woken when the hours begin.
+    pub wake: bool,
     /// Machines that may boot in this group without being adopted one by one.
     pub matches: Vec<Pattern>,
 }

@@ -317,6 +317,7 @@ async fn tick(core: std::sync::Weak<Core>) {
         let input = |registry: &mut Registry, now: Now| {
             registry.handle_deadline(now);
             registry.handle_closing(now);
+            registry.handle_opening(now);
             if now.monotonic >= flushed + FLUSH {
                 flushed = now.monotonic;
                 registry.flush_lazily();

@@ -148,4 +148,7 @@ pub struct Welcome {
     /// Local time at which the PC goes home, for the person at it (`06:30`); empty when it is not planned.
     #[serde(default)]
     pub until: String,
+    /// The same moment for the node's own clock, Unix time in milliseconds: it goes home then even when no head says so.
+    #[serde(default)]
+    pub home_at_unix_ms: Option<u64>,
 }

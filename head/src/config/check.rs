@@ -376,6 +376,7 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
             "60s",
             Duration::from_secs(1)..=Duration::from_secs(86_400),
         )?,
+        wake: raw.wake.unwrap_or(true),
         hours: check_hours(&raw.hours, &raw.holidays, raw.on_holiday.as_ref())?,
         matches,
     })

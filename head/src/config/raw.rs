@@ -138,6 +138,8 @@ pub(super) struct Group {
     /// What a holiday does from midnight to midnight: "open" computes besides the hours, "closed" does not whatever
     /// they are. Default: "open".
     pub(super) on_holiday: Option<Spanned<String>>,
+    /// Whether PCs that are switched off are woken when the hours begin, by Wake-on-LAN. Default: true.
+    pub(super) wake: Option<bool>,
     /// PCs that belong to this group without being adopted one by one: MAC globs ("52:54:00:*"), SMBIOS UUIDs, IPv4
     /// addresses or name globs. Default: none.
     #[serde(default, rename = "match")]

@@ -78,6 +78,7 @@ pub fn render(config: &Config) -> String {
             OnHoliday::Closed => "closed",
         };
         let _ = writeln!(out, "on_holiday = \"{on_holiday}\"");
+        let _ = writeln!(out, "wake = {}", group.wake);
         let _ = writeln!(out, "match = {matches:?}");
     }
     for (mac, machine) in &config.machines {

@@ -1,6 +1,7 @@
 //! What opening hours do to machines. Must not hold anybody: outside the hours it is the policy that sends a PC home, so
 //! nothing needs to be undone when they begin.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use cid_bootserver::policy;
@@ -14,6 +15,31 @@ use crate::mac::Mac;
 
 /// What a boot takes; one that begins later than this and `patience` before closing would only turn round.
 const BOOT_TIME: Duration = Duration::from_secs(300);
+
+/// When the machines of a group are called after its hours have begun; at the last of these it is told who came.
+const ROUNDS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_secs(30),
+    Duration::from_secs(90),
+    Duration::from_secs(240),
+    Duration::from_secs(600),
+];
+/// Names in the account of who did not come.
+const MOST_NAMED: usize = 64;
+
+/// Whether a group was open when it was last looked at, and the calls that are still to be made.
+#[derive(Debug)]
+pub(super) struct Opening {
+    open: bool,
+    rounds: VecDeque<Duration>,
+}
+
+impl Opening {
+    fn new(open: bool) -> Self {
+        let rounds = VecDeque::new();
+        Self { open, rounds }
+    }
+}
 
 impl Registry {
     /// Whether a boot of `group` may begin now. Of a group that is not in head.toml the policy says more.
@@ -74,6 +100,82 @@ impl Registry {
         } else {
             time.to_owned()
         }
+    }
+
+    /// When `group`'s nodes go home by their own clock, Unix time in milliseconds.
+    pub(super) fn closes_at(&self, now: Now, group: &str) -> Option<u64> {
+        let state = self.groups.get(group).map(|group| self.state(now, group))?;
+        let State::Open { until: Some(until) } = state else {
+            return None;
+        };
+        u64::try_from(until.as_millisecond()).ok()
+    }
+
+    /// Wakes groups whose hours begin, again and again for a while, and says in the end who came. Call it every second.
+    pub fn handle_opening(&mut self, now: Now) {
+        let names: Vec<String> = self.groups.keys().cloned().collect();
+        for name in names {
+            let Some(group) = self.groups.get(&name) else {
+                continue;
+            };
+            let (open, wake) = (self.is_open(now, group), group.wake);
+            match self.openings.get_mut(&name) {
+                // What began before this head did is not known to have begun now.
+                None => drop(self.openings.insert(name, Opening::new(open))),
+                Some(opening) if opening.open == open => {}
+                Some(opening) => {
+                    *opening = Opening::new(open);
+                    if open && wake {
+                        opening.rounds = ROUNDS.map(|after| now.monotonic + after).into();
+                    }
+                }
+            }
+        }
+        self.wake_round(now);
+    }
+
+    fn wake_round(&mut self, now: Now) {
+        let due: Vec<(String, bool)> = self
+            .openings
+            .iter_mut()
+            .filter_map(|(name, opening)| {
+                let due = opening.rounds.front().is_some_and(|at| now.monotonic >= *at);
+                due.then(|| opening.rounds.pop_front())?;
+                Some((name.clone(), opening.rounds.is_empty()))
+            })
+            .collect();
+        for (group, last) in due {
+            let members = self.records().filter(|record| {
+                record.hold.is_none() && self.group_of(record).is_some_and(|(name, _)| name == group)
+            });
+            let (up, silent): (Vec<_>, Vec<_>) = members
+                .map(|record| (record.mac, record.label(), record.state))
+                .partition(|(_, _, state)| *state == NodeState::Up);
+            if last {
+                let mut names: Vec<String> = silent.into_iter().map(|(_, name, _)| name).collect();
+                names.sort();
+                names.truncate(MOST_NAMED);
+                let silent = if names.is_empty() {
+                    String::new()
+                } else {
+                    format!("; silent: {}", names.join(", "))
+                };
+                self.note(
+                    "opening",
+                    format!("the hours of {group} have begun, {} came{silent}", up.len()),
+                );
+                continue;
+            }
+            for (mac, _, state) in silent {
+                if state != NodeState::Booting {
+                    self.outputs.push_back(super::Output::Wake(mac));
+                }
+            }
+        }
+    }
+
+    pub(super) fn is_open(&self, now: Now, group: &Group) -> bool {
+        group.hours.is_open(&self.zone, moment(now))
     }
 
     fn state(&self, now: Now, group: &Group) -> State {

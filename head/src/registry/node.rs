@@ -62,7 +62,7 @@ impl Registry {
             again: same_boot,
         };
         self.trace(now, Some(mac), joined);
-        let until = self.open_until(now, &group);
+        let (until, home_at_unix_ms) = (self.open_until(now, &group), self.closes_at(now, &group));
         let welcome = Welcome {
             name,
             group,
@@ -71,6 +71,7 @@ impl Registry {
             patience_secs: patience,
             site: self.site.clone(),
             until,
+            home_at_unix_ms,
         };
         self.outputs.push_back(Output::Send {
             connection,
@@ -243,12 +244,21 @@ impl Registry {
         let Some(mac) = self.connections.get(&connection).copied() else {
             return;
         };
+        let reason = tame(reason, 200);
+        let Some(machine) = self.machines.get(&mac) else {
+            return;
+        };
+        // One that was sent home at the end of the hours is nobody's in particular: it comes again when they begin.
+        let sent = machine.record.state == NodeState::GoingHome;
+        let record = &machine.record;
+        let open = self
+            .group_of(record)
+            .is_some_and(|(_, group)| self.is_open(now, group));
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
-        let reason = tame(reason, 200);
         machine.heard = now.monotonic;
-        if machine.record.hold.is_none() {
+        if machine.record.hold.is_none() && open && !sent {
             machine.record.hold = Some(reason.clone());
         }
         self.change_state(now, mac, NodeState::GoingHome, reason.clone());

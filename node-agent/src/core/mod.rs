@@ -26,6 +26,8 @@ const BOOT_LINK_HEAD_START: Duration = Duration::from_secs(3);
 const REFUSED_RETRY: Duration = Duration::from_secs(20);
 /// ... and the PC goes home when it was refused for this long (the going-home table allows a minute).
 const REFUSED_BOUND: Duration = Duration::from_secs(50);
+/// After the end of the hours the head has this long to say so itself.
+const CLOSING_GRACE: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(HEARTBEAT_SECS);
 
 /// From the kernel command line.
@@ -124,6 +126,8 @@ pub(crate) struct Node {
     first_address_at: Option<Duration>,
     last_tried: Option<u32>,
     refused: Option<(Duration, String)>,
+    /// When the hours of its group end.
+    home_at: Option<Duration>,
     name: String,
     alive_at: Duration,
     status: String,
@@ -143,6 +147,7 @@ impl Node {
             first_address_at: None,
             last_tried: None,
             refused: None,
+            home_at: None,
             name: String::new(),
             alive_at: now,
             status: String::new(),
@@ -218,6 +223,9 @@ impl Node {
                 };
                 // Below it, one lost pulse would be the end.
                 self.config.bail_out = Duration::from_secs(welcome.bail_out_secs).max(PULSE_BOUND);
+                self.home_at = welcome.home_at_unix_ms.map(|at| {
+                    now + Duration::from_millis(at.saturating_sub(welcome.time_unix_ms)) + CLOSING_GRACE
+                });
                 self.retry = FIRST_RETRY;
                 self.refused = None;
                 self.name.clone_from(&welcome.name);
@@ -279,7 +287,7 @@ impl Node {
             State::Up { pulse_at, heard, .. } => Some((*pulse_at).min(*heard + PULSE_BOUND)),
             State::Over => return Some(self.alive_at),
         };
-        [Some(self.alive_at), Some(bail_out), refused, state]
+        [Some(self.alive_at), Some(bail_out), self.home_at, refused, state]
             .into_iter()
             .flatten()
             .min()
@@ -300,6 +308,10 @@ impl Node {
                 None => "no head is named on the kernel command line (cid.head)".to_owned(),
             };
             return self.go_home(&reason.clone(), &reason);
+        }
+        if self.home_at.is_some_and(|at| now >= at) {
+            let reason = "the hours of its group have ended";
+            return self.go_home(reason, reason);
         }
         if let Some((since, reason)) = self.refused.clone()
             && now >= since + REFUSED_BOUND

@@ -64,6 +64,7 @@ fn welcome() -> ToNode {
         patience_secs: 60,
         site: "Computing centre".into(),
         until: "06:30".into(),
+        home_at_unix_ms: None,
     })
 }
 
@@ -344,4 +345,30 @@ fn beacons_follow_the_link_in_use() {
         })
         .collect();
     assert_eq!(announced.last(), Some(&(Some((2, SECOND)), NodeState::Joining)));
+}
+
+#[test]
+fn at_the_end_of_the_hours_a_node_without_a_head_goes_home_by_its_own_clock() {
+    let mut n = up();
+    let ToNode::Welcome(mut again) = welcome() else {
+        unreachable!("made above")
+    };
+    n.handle_closed(at(10), "the head was restarted");
+    n.handle_deadline(at(12));
+    assert_eq!(drain(&mut n).last(), Some(&connect(2, SECOND)));
+    n.handle_connected(at(12));
+    again.time_unix_ms = 1_000_000;
+    again.home_at_unix_ms = Some(1_000_000 + 60_000);
+    n.handle_message(at(12), ToNode::Welcome(again));
+    drain(&mut n);
+    n.handle_closed(at(20), "the head has died");
+    drain(&mut n);
+    let home = |outputs: &[(u64, Output)]| {
+        let home = |(second, output): &(u64, Output)| {
+            matches!(output, Output::Tell(FromAgent::Home(_))).then_some(*second)
+        };
+        outputs.iter().find_map(home)
+    };
+    // A minute after the welcome, and the grace that the head has to say so itself.
+    assert_eq!(home(&pass(&mut n, 20, 200, false)), Some(12 + 60 + 5));
 }
