@@ -20,3 +20,4 @@ pub mod rivals;
 pub mod service;
 pub mod store;
 pub mod timeline;
+pub mod wall;

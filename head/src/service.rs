@@ -84,6 +84,7 @@ enum Dhcp {
 /// # Errors
 /// It cannot start, or a part failed; one chain with the remedy.
 pub async fn run(config: Config, kept: Kept) -> Result<()> {
+    crate::wall::take_lab_clock(&config.state_dir)?;
     // First of all: a signal during the start must stop us cleanly too.
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -154,7 +155,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
 /// the wire, and PCs in the middle of their boot are waiting: the first look for a rival is made while serving.
 fn was_cut_short(store: &Store, kept: bool) -> Result<bool> {
     let events = store.events(None, 64)?;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = crate::wall::unix_now();
     Ok(cut_short(&events, now, kept))
 }
 

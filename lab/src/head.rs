@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail, ensure};
 use cid_protocol::api::{Event, NodeList, NodeRow};
@@ -37,6 +37,8 @@ pub struct HeadOptions {
     pub patience: String,
     /// Whose DHCP server hands out addresses.
     pub mode: DhcpMode,
+    /// Seconds that the head's wall clock is ahead of ours.
+    pub clock_ahead: u64,
     /// Further lines of `head.toml`, at its top level.
     pub more: String,
     /// Further tables of `head.toml`, at its end.
@@ -89,10 +91,24 @@ impl HeadOptions {
             bail_out: "10m".to_owned(),
             hours: vec!["always".to_owned()],
             patience: "60s".to_owned(),
+            clock_ahead: 0,
             mode: DhcpMode::Full,
             more: String::new(),
             tables: String::new(),
         }
+    }
+
+    /// School hours by a clock that starts at this time of a Wednesday, `(6, 29, 30)`.
+    #[must_use]
+    pub fn on_a_school_day(mut self, (hour, minute, second): (u64, u64, u64)) -> Self {
+        const WEEK: u64 = 7 * 86_400;
+        self.hours = vec!["Mon-Fri 20:00-06:30".to_owned()];
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // The first of January 1970 was a Thursday.
+        let since_monday = (now.as_secs() + 3 * 86_400) % WEEK;
+        let wanted = 2 * 86_400 + hour * 3_600 + minute * 60 + second;
+        self.clock_ahead = WEEK + wanted - since_monday;
+        self
     }
 
     fn to_toml(&self, dir: &Path) -> String {
@@ -110,7 +126,7 @@ impl HeadOptions {
             mode => format!("\n[dhcp]\nmode = \"{}\"\n", mode.word()),
         };
         format!(
-            "interface = \"head0\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
+            "interface = \"head0\"\ntime_zone = \"UTC\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
              socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
              hours = [{}]\nbail_out = \"{}\"\npatience = \"{}\"\n{known}{dhcp}\n{}",
             self.more,
@@ -131,6 +147,7 @@ pub struct Head {
     process: Option<Child>,
     control: Control,
     manager: Manager,
+    clock_ahead: std::cell::Cell<u64>,
 }
 
 /// How to ask the head: the real `cidctl` with the head's socket.
@@ -155,6 +172,7 @@ impl Head {
             process: None,
             control,
             manager: Manager::start(room.dir())?,
+            clock_ahead: std::cell::Cell::new(0),
         };
         this.configure(options)?;
         this.up()?;
@@ -166,6 +184,7 @@ impl Head {
     /// # Errors
     /// When the file cannot be written.
     pub fn configure(&self, options: &HeadOptions) -> Result<()> {
+        self.clock_ahead.set(options.clock_ahead);
         let dir = self.room.dir();
         fs::create_dir_all(dir.join("state"))?;
         fs::write(dir.join("head.toml"), options.to_toml(dir)).context("writing head.toml")
@@ -207,6 +226,9 @@ impl Head {
             .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""])
             .arg(program("cidhead")?);
         self.manager.introduce(&mut command)?;
+        if self.clock_ahead.get() > 0 {
+            command.env("CID_LAB_CLOCK_AHEAD", self.clock_ahead.get().to_string());
+        }
         command.arg("--config").arg(self.room.dir().join("head.toml"));
         let process = command
             .stdin(Stdio::null())

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use cidlab::{Adoption, First, HeadOptions, Lab, Machine, Pc, UP_LIMIT};
+use cidlab::{First, Lab, Machine, Pc, UP_LIMIT};
 
 /// Files that a head serves travel to these ports.
 const FILE_REQUESTS: &str = "udp dst port 69 or tcp dst port 80";
@@ -12,10 +12,7 @@ const BOOT_REQUESTS: &str = "udp dst port 67";
 
 /// A lab whose head boots nobody now.
 fn closed(name: &str) -> Result<Lab> {
-    Lab::start_with(name, |options| HeadOptions {
-        adoption: Adoption::ByHand,
-        ..options
-    })
+    Lab::start_with(name, |options| options.on_a_school_day((12, 0, 0)))
 }
 
 fn time_to_windows(pc: &mut Pc) -> Result<Duration> {
