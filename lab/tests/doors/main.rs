@@ -2,6 +2,7 @@
 //! `ci/test` runs the covering subset; `ci/night doors-*` runs the rest, one slice per network.
 
 mod refused;
+mod stranger;
 mod table;
 
 use anyhow::Result;
@@ -82,6 +83,18 @@ mod all {
     #[test]
     fn off_dnsmasq() -> Result<()> {
         go_through("all-off", Network::OffDnsmasq, &DOORS)
+    }
+
+    #[test]
+    fn sticks_of_strangers() -> Result<()> {
+        for (name, door) in [
+            ("stranger-bios", Door::UsbBios),
+            ("stranger-uefi", Door::UsbUefi),
+            ("stranger-secure", Door::UsbSecure),
+        ] {
+            stranger::is_sent_home(name, door)?;
+        }
+        Ok(())
     }
 
     #[test]

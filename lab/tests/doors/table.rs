@@ -89,7 +89,7 @@ impl Door {
         matches!(self, Self::UsbBios | Self::UsbUefi | Self::UsbSecure)
     }
 
-    fn machine(self, room: &Room) -> Result<Machine> {
+    pub(crate) fn machine(self, room: &Room) -> Result<Machine> {
         let machine = match self {
             Self::BiosIpxe | Self::UsbBios => Machine::bios(),
             Self::BiosPlain => Machine::bios().plain_rom(),
@@ -197,7 +197,8 @@ pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
     lab.release(&pc)?;
     let released = SystemTime::now();
     if door.is_usb() {
-        remove_stick(&mut pc)?;
+        let from = pc.serial().len();
+        remove_stick(&mut pc, from)?;
     }
     let windows = pc.wait_windows(HOME_LIMIT).with_context(|| what(network, door))?;
     let home = windows.duration_since(released)?;
@@ -243,8 +244,7 @@ fn check(node: &NodeRow, door: Door) -> Result<()> {
 }
 
 /// The stick's loader asks for its removal; somebody comes by.
-fn remove_stick(pc: &mut Pc) -> Result<()> {
-    let from = pc.serial().len();
+pub(crate) fn remove_stick(pc: &mut Pc, from: usize) -> Result<()> {
     pc.wait_serial("emove", from, UP_LIMIT)?;
     pc.pull_stick()
 }
