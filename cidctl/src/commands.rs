@@ -12,7 +12,7 @@ use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, firewall, print, tell};
+use crate::{Command, firewall, hours, print, tell};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -59,6 +59,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             &client.post("/v1/wake", &WakeRequest { nodeset }).await?,
             json.json,
         ),
+        Command::Hours(hours) => hours::run(client, hours).await,
         Command::Events {
             follow,
             after,
@@ -173,12 +174,12 @@ fn event_line(event: &Event, json: bool) -> Result<String> {
     }
 }
 
-fn document(value: &impl Serialize) -> Result<()> {
+pub(crate) fn document(value: &impl Serialize) -> Result<()> {
     write(&format!("{}\n", serde_json::to_string_pretty(value)?))
 }
 
 /// To stdout, at once: a reader of a pipe sees each answer when it comes.
-fn write(text: &str) -> Result<()> {
+pub(crate) fn write(text: &str) -> Result<()> {
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()?;

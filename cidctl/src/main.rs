@@ -6,13 +6,15 @@
 mod client;
 mod commands;
 mod firewall;
+mod hours;
 mod print;
 mod tell;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 use crate::client::{Client, ClientError};
 
@@ -99,6 +101,14 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Show when groups compute, or open or close one for a while.
+    #[command(
+        after_help = "Examples:\n  cidctl hours\n  cidctl hours lab-a open until 23:00\n  \
+                      cidctl hours lab-a closed until Mon 06:30\n  cidctl hours lab-a clear\n\
+                      Times are read in the time zone of the hours. An exception ends by itself, or by `clear`; a second one\n\
+                      takes the place of the first. PCs of a group that closes have its `patience` before they go home."
+    )]
+    Hours(hours::Hours),
     /// What happened, oldest first.
     Events {
         /// Print new ones as they come, until interrupted.
@@ -151,6 +161,11 @@ fn machine(text: &str) -> Result<String, String> {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Hours(hours) = &cli.command
+        && let Some(error) = hours.usage_error()
+    {
+        Cli::command().error(ErrorKind::ValueValidation, error).exit();
+    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => runtime.block_on(commands::run(&Client::new(cli.socket), cli.command)),
@@ -190,8 +205,6 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     #[test]

@@ -13,7 +13,7 @@ pub(crate) fn now() -> u64 {
         .as_secs()
 }
 
-/// The table of `nodes`. Columns are as wide as their widest cell, two spaces apart.
+/// The table of `nodes`.
 pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
     let header = [
         "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "LOAD", "IMAGE", "DOOR", "SEEN",
@@ -21,8 +21,13 @@ pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
     .map(str::to_owned);
     let mut rows = vec![header];
     rows.extend(nodes.iter().map(|node| row(node, now)));
+    columns(&rows)
+}
+
+/// Rows of cells as lines; columns are as wide as their widest cell, two spaces apart.
+pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
     let mut out = String::new();
-    for row in &rows {
+    for row in rows {
         let mut line = String::new();
         for (column, cell) in row.iter().enumerate() {
             let width = rows

@@ -1,6 +1,7 @@
 //! The control API: documented JSON over a local Unix socket (see `cid_protocol::api`). Every failure is a
 //! `Problem`. Must not change anything but through the registry.
 
+mod hours;
 mod metrics;
 mod trace;
 
@@ -102,9 +103,11 @@ impl IntoResponse for Failure {
 impl From<CommandError> for Failure {
     fn from(error: CommandError) -> Self {
         let status = match error {
-            CommandError::UnknownMachine(_) | CommandError::NeverSeen(_) | CommandError::NobodySeen => {
-                StatusCode::NOT_FOUND
-            }
+            CommandError::UnknownMachine(_)
+            | CommandError::NeverSeen(_)
+            | CommandError::NobodySeen
+            | CommandError::NoGroup { .. }
+            | CommandError::NoGroups => StatusCode::NOT_FOUND,
             CommandError::TooFewNames { .. } => StatusCode::CONFLICT,
             _ => StatusCode::BAD_REQUEST,
         };
@@ -145,6 +148,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/trace/{machine}", get(trace))
         .route("/v1/release", post(release))
         .route("/v1/wake", post(wake))
+        .route("/v1/hours", get(hours::show).post(hours::change))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status))
         .route("/metrics", get(metrics::metrics))
@@ -183,16 +187,21 @@ async fn nodes(
     Ok(Json(NodeList { nodes }))
 }
 
+/// Waits until a command is on disk: only then may it be acknowledged.
+async fn on_disk(pending: Pending) -> Result<(), Failure> {
+    pending.done().await.map_err(|error| {
+        let remedy = "look at the disk that holds the state folder; then ask again";
+        Failure::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), remedy)
+    })
+}
+
 /// Waits until a command is on disk, then shows the machines it changed.
 async fn answer(
     api: &Api,
     (result, pending): (Result<Vec<Mac>, CommandError>, Pending),
 ) -> Result<Json<NodeList>, Failure> {
     let macs = result?;
-    pending.done().await.map_err(|error| {
-        let remedy = "look at the disk that holds the state folder; then ask again";
-        Failure::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), remedy)
-    })?;
+    on_disk(pending).await?;
     Ok(Json(NodeList {
         nodes: api.core.read(|registry| registry.rows(&macs)),
     }))

@@ -318,8 +318,7 @@ fn explain_toml(message: &str) -> String {
         let mut quoted = rest.split('`').skip(1).step_by(2);
         if let Some(unknown) = quoted.next() {
             let known: Vec<&str> = quoted.collect();
-            let nearest = known.iter().min_by_key(|key| distance(unknown, key));
-            return match nearest {
+            return match nearest(unknown, known) {
                 Some(key) => format!("unknown key `{unknown}`; the nearest known key here is `{key}`"),
                 None => format!("unknown key `{unknown}`"),
             };
@@ -329,6 +328,11 @@ fn explain_toml(message: &str) -> String {
         return format!("the key {rest} is missing; it is the one key without a default");
     }
     message.to_owned()
+}
+
+/// The word that was meant, most likely.
+pub(crate) fn nearest<'a>(unknown: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    known.into_iter().min_by_key(|word| distance(unknown, word))
 }
 
 /// Levenshtein's distance in characters.

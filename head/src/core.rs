@@ -177,6 +177,10 @@ impl Core {
                     text,
                 } => writes.push(Write::Event(event(now, mac, name, kind, text))),
                 Output::Step { about, step } => writes.push(Write::Step(about, step)),
+                Output::PersistGroup { group, record } => {
+                    durable = true;
+                    writes.push(Write::Group(group, record));
+                }
                 output => outputs.push(output),
             }
         }
@@ -241,6 +245,7 @@ impl Core {
             | Output::PersistLazily(_)
             | Output::Forget(_)
             | Output::Event { .. }
+            | Output::PersistGroup { .. }
             | Output::Step { .. } => return,
         };
         let mut connections = lock(&self.connections);
@@ -316,8 +321,7 @@ async fn tick(core: std::sync::Weak<Core>) {
         let Some(core) = core.upgrade() else { return };
         let input = |registry: &mut Registry, now: Now| {
             registry.handle_deadline(now);
-            registry.handle_closing(now);
-            registry.handle_opening(now);
+            registry.handle_hours(now);
             if now.monotonic >= flushed + FLUSH {
                 flushed = now.monotonic;
                 registry.flush_lazily();

@@ -5,6 +5,7 @@
 //! the night that skips it, and its first occurrence on the night that has it twice: an opening or a closing happens
 //! once, and never later than somebody who looks at the wall expects.
 
+mod exception;
 mod parse;
 
 use std::fmt;
@@ -13,6 +14,7 @@ use jiff::civil::{Date, DateTime, Weekday};
 use jiff::tz::{AmbiguousOffset, TimeZone};
 use jiff::{Timestamp, ToSpan};
 
+pub use exception::{Exception, Kind, Schedule, UntilError, until};
 pub use parse::HoursError;
 
 /// How far ahead the next change is looked for: longer than any school year without one.

@@ -5,6 +5,7 @@
 //! Outputs keep their order: a `Send` that stands behind a `Persist` may leave only when that is on disk.
 
 mod boot;
+mod calendar;
 mod commands;
 mod hours;
 mod machine;
@@ -27,6 +28,7 @@ use crate::nodeset::glob_matches;
 use crate::timeline::{self, Timelines};
 
 pub use boot::{Firmware, Observation, Verdict};
+pub use calendar::{GroupRecord, Opened};
 pub use commands::CommandError;
 use machine::Machine;
 pub use machine::{Record, STATES, state_word};
@@ -72,6 +74,13 @@ pub enum Output {
     Persist(Box<Record>),
     /// Write this record when convenient; losing it loses no promise.
     PersistLazily(Box<Record>),
+    /// Write what is kept of a group; what follows waits for it.
+    PersistGroup {
+        /// Its name.
+        group: String,
+        /// What.
+        record: GroupRecord,
+    },
     /// Remove a machine.
     Forget(Mac),
     /// Add to the event log.
@@ -114,7 +123,7 @@ pub struct Registry {
     unknown: Unknown,
     site: String,
     zone: TimeZone,
-    openings: BTreeMap<String, hours::Opening>,
+    calendar: BTreeMap<String, calendar::Calendar>,
     machines: BTreeMap<Mac, Machine>,
     connections: BTreeMap<ConnectionId, Mac>,
     outputs: VecDeque<Output>,
@@ -146,7 +155,7 @@ impl Registry {
             unknown: config.unknown.clone(),
             site: config.site.clone(),
             zone: config.zone(),
-            openings: BTreeMap::new(),
+            calendar: BTreeMap::new(),
             machines,
             connections: BTreeMap::new(),
             outputs: VecDeque::new(),

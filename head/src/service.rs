@@ -113,6 +113,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     let core = Core::start(store, broadcast, |now| {
         let mut registry = Registry::new(&config, machines, now);
         registry.restore_timelines(contents.steps);
+        registry.restore_groups(contents.groups);
         registry
     });
     let offers = load_offers(&config, interface.subnet.address).await?;

@@ -22,7 +22,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
 use crate::mac::Mac;
-use crate::registry::Record;
+use crate::registry::{GroupRecord, Record};
 
 /// File in the state folder.
 pub const FILE: &str = "cid.db";
@@ -46,6 +46,8 @@ pub enum Write {
     Event(Event),
     /// Append a step to a machine's timeline, or to everybody's.
     Step(Option<Mac>, Box<Step>),
+    /// Replace what is kept of a group.
+    Group(String, GroupRecord),
 }
 
 /// Why the database cannot be used; each is one line with the remedy.
@@ -102,6 +104,8 @@ pub struct Contents {
     pub leases: Vec<Lease>,
     /// Steps of timelines, oldest first.
     pub steps: Vec<(Option<Mac>, Step)>,
+    /// What is kept of groups.
+    pub groups: Vec<(String, GroupRecord)>,
 }
 
 /// A write that is on its way. Dropping it does not undo the write.
@@ -189,6 +193,7 @@ impl Store {
             machines: schema::machines(&writer).map_err(read)?,
             leases: schema::leases(&writer).map_err(read)?,
             steps: schema::steps(&writer).map_err(read)?,
+            groups: schema::groups(&writer).map_err(read)?,
         };
         let reader = connect(&path)?;
         let (queue, requests) = sync_channel(QUEUE);
@@ -359,7 +364,7 @@ impl Lazy {
                     // What is written now is newer than what waits in memory.
                     Write::Machine(ref record) => drop(self.records.remove(&record.mac)),
                     Write::ForgetMachine(mac) => drop(self.records.remove(&mac)),
-                    Write::Lease(_) | Write::Event(_) | Write::Step(..) => {}
+                    Write::Lease(_) | Write::Event(_) | Write::Step(..) | Write::Group(..) => {}
                 }
                 writes.push(write);
             }
@@ -418,6 +423,7 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::Lease(lease) => schema::put_lease(&transaction, lease)?,
             Write::Event(event) => schema::put_event(&transaction, event)?,
             Write::Step(about, step) => schema::put_step(&transaction, *about, step)?,
+            Write::Group(name, group) => schema::put_group(&transaction, name, group)?,
         }
     }
     transaction.commit()

@@ -9,6 +9,8 @@
 //! | `GET /v1/trace/{machine}` | - | [`crate::trace::Trace`] |
 //! | `POST /v1/release` | [`ReleaseRequest`] | [`NodeList`] |
 //! | `POST /v1/wake` | [`WakeRequest`] | [`NodeList`] |
+//! | `GET /v1/hours?group=…` | - | [`HoursList`] |
+//! | `POST /v1/hours` | [`HoursRequest`] | [`HoursList`] with that group |
 //! | `GET /v1/events?after=SEQ&limit=N` | - | [`EventList`] |
 //! | `GET /v1/status` | - | [`Status`] |
 //! | `GET /metrics` | - | Prometheus text |
@@ -114,6 +116,79 @@ pub struct ReleaseRequest {
 pub struct WakeRequest {
     /// Node set.
     pub nodeset: String,
+}
+
+/// `GET /v1/hours`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoursList {
+    /// The head's clock, Unix time in seconds.
+    pub now_unix: u64,
+    /// Sorted by name.
+    pub groups: Vec<GroupHours>,
+}
+
+/// When a group computes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupHours {
+    /// Its name.
+    pub group: String,
+    /// Whether it may compute now.
+    pub open: bool,
+    /// When that changes, Unix time in seconds; absent for good (nothing changes within 400 days).
+    pub changes_unix: Option<u64>,
+    /// The same on the group's wall clock, `Mon 2026-11-23 20:00`; empty for good.
+    pub changes: String,
+    /// The change behind that.
+    pub then_unix: Option<u64>,
+    /// The same on the group's wall clock.
+    pub then: String,
+    /// Its hours in head.toml.
+    pub hours: Vec<String>,
+    /// What an administrator put in their place for a while.
+    pub exception: Option<HoursException>,
+    /// Time zone that all of these are read in.
+    pub time_zone: String,
+}
+
+/// A group is open or closed for a while, whatever its hours say.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HoursException {
+    /// Open or closed.
+    pub open: bool,
+    /// Since when, Unix time in seconds.
+    pub from_unix: u64,
+    /// The same on the group's wall clock.
+    pub from: String,
+    /// Until when, Unix time in seconds; it ends by itself.
+    pub until_unix: u64,
+    /// The same on the group's wall clock.
+    pub until: String,
+}
+
+/// `POST /v1/hours`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct HoursRequest {
+    /// A group of `head.toml`.
+    pub group: String,
+    /// What it is to be.
+    pub change: HoursChange,
+    /// Until when, for `open` and `closed`: `23:00` (the next time the clock shows it), `Mon 06:30` or `2026-11-24 06:30`, in the
+    /// time zone of the hours.
+    #[serde(default)]
+    pub until: Option<String>,
+}
+
+/// What an administrator wants of a group's hours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoursChange {
+    /// Open until then.
+    Open,
+    /// Closed until then.
+    Closed,
+    /// As its hours say, from now on.
+    Clear,
 }
 
 /// `GET /v1/explain/{mac}`: what this machine would be answered now, and why.

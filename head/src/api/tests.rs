@@ -149,6 +149,19 @@ async fn every_endpoint_answers_and_every_failure_is_a_problem() {
             .0,
         200
     );
+    let open = r#"{"group":"lab-a","change":"closed","until":"23:00"}"#;
+    let (_, body) = exchange(&socket, &post_request("/v1/hours", open)).await;
+    let list: cid_protocol::api::HoursList = serde_json::from_str(&body).unwrap();
+    let exception = list.groups[0].exception.as_ref().map(|exception| exception.open);
+    assert_eq!((list.groups[0].open, exception), (false, Some(false)), "{body}");
+    let clear = r#"{"group":"lab-a","change":"clear"}"#;
+    exchange(&socket, &post_request("/v1/hours", clear)).await;
+    let (_, body) = exchange(&socket, &get_request("/v1/hours?group=lab-a")).await;
+    let list: cid_protocol::api::HoursList = serde_json::from_str(&body).unwrap();
+    assert!(
+        list.groups[0].open && list.groups[0].exception.is_none(),
+        "{body}"
+    );
     let (_, body) = exchange(&socket, &get_request("/v1/events?after=3&limit=2")).await;
     let list: EventList = serde_json::from_str(&body).unwrap();
     assert_eq!(
@@ -191,6 +204,15 @@ async fn every_endpoint_answers_and_every_failure_is_a_problem() {
             422,
         ),
         (post_request("/v1/release", "{"), 400),
+        (get_request("/v1/hours?group=lab-b"), 404),
+        (
+            post_request("/v1/hours", r#"{"group":"lab-a","change":"open"}"#),
+            400,
+        ),
+        (
+            post_request("/v1/hours", r#"{"group":"lab-a","change":"shut","until":"1:00"}"#),
+            422,
+        ),
         (post_request("/v1/adopt", ADOPT), 404),
         (post_request("/v1/adopt", &" ".repeat(MAX_BODY + 1)), 413),
     ] {
@@ -266,13 +288,18 @@ async fn mutated_requests_never_panic_and_most_reach_the_registry() {
             13..=16 => post_request("/v1/release", &serde_json::json!({ "nodeset": text }).to_string()),
             17..=20 => post_request("/v1/wake", &serde_json::json!({ "nodeset": text }).to_string()),
             21..=24 => get_request(&format!("/v1/explain/{percent}")),
-            25..=28 => get_request(&format!("/v1/events?after={percent}")),
+            25 | 26 => get_request(&format!("/v1/events?after={percent}")),
+            27 | 28 => {
+                let body = serde_json::json!({ "group": "lab-a", "change": "open", "until": text });
+                post_request("/v1/hours", &body.to_string())
+            }
             _ => get_request(&format!("/v1/nodes?nodeset={percent}")),
         };
         // A request cut short leaves the head waiting for its rest: that client soon goes away.
         let (status, body) = exchange_within(&socket, &request, if kind == 0 { 20 } else { 10_000 }).await;
         *statuses.entry(status).or_default() += 1;
         let by_registry = [
+            "is no time",
             "node set",
             "no machine",
             "neither a MAC",

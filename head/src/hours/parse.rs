@@ -70,7 +70,7 @@ fn times(text: &str, days: u8) -> Result<Span, HoursError> {
     Ok(Span { days, from, to })
 }
 
-fn minute(text: &str) -> Option<u16> {
+pub(super) fn minute(text: &str) -> Option<u16> {
     let (hour, minute) = text.split_once(':')?;
     let number = |digits: &str, most: u16| {
         let plain = (1..=2).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
@@ -98,7 +98,7 @@ fn some_days(text: &str) -> Result<u8, HoursError> {
     Ok(days)
 }
 
-fn day(text: &str) -> Result<usize, HoursError> {
+pub(super) fn day(text: &str) -> Result<usize, HoursError> {
     let lower = text.to_ascii_lowercase();
     let is = |long: &&str| lower == **long || long.get(..3) == Some(lower.as_str());
     LONG_DAYS
@@ -110,10 +110,6 @@ fn day(text: &str) -> Result<usize, HoursError> {
 pub(super) fn holiday(line: &str) -> Result<Holiday, HoursError> {
     let wrong = || HoursError::Date(line.to_owned());
     let (first, last) = line.split_once("..").unwrap_or((line, line));
-    let date = |text: &str| {
-        // Of the many forms that the library reads, the one that is documented.
-        (text.len() == 10).then(|| text.parse::<Date>().ok()).flatten()
-    };
     let (first, last) = (
         date(first.trim()).ok_or_else(wrong)?,
         date(last.trim()).ok_or_else(wrong)?,
@@ -122,4 +118,9 @@ pub(super) fn holiday(line: &str) -> Result<Holiday, HoursError> {
         return Err(HoursError::Backwards(line.to_owned()));
     }
     Ok(Holiday { first, last })
+}
+
+pub(super) fn date(text: &str) -> Option<Date> {
+    // Of the many forms that the library reads, the one that is documented.
+    (text.len() == 10).then(|| text.parse::<Date>().ok()).flatten()
 }

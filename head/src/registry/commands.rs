@@ -6,6 +6,7 @@ use cid_protocol::api::NodeState;
 use cid_protocol::node::ToNode;
 
 use super::{Now, Output, Registry};
+use crate::hours::UntilError;
 use crate::mac::Mac;
 use crate::nodeset::{self, Known, Nobody, NodeSetError};
 
@@ -35,6 +36,26 @@ pub enum CommandError {
         /// Groups there are.
         known: String,
     },
+    /// A group that head.toml does not have; another is nearly called so.
+    #[error("there is no group `{group}` in head.toml; the nearest is `{nearest}`")]
+    NoGroup {
+        /// Asked for.
+        group: String,
+        /// There is.
+        nearest: String,
+    },
+    /// head.toml has none at all.
+    #[error("head.toml has no group; add [groups.lab-a] and restart cidhead")]
+    NoGroups,
+    /// The end of an exception.
+    #[error(transparent)]
+    Until(#[from] UntilError),
+    /// Exceptions end by themselves.
+    #[error("until when is missing; write `until 23:00`, `until Mon 06:30` or `until 2026-11-24 06:30`")]
+    NoUntil,
+    /// `clear` counts at once.
+    #[error("`clear` takes no time; leave it out")]
+    ClearUntil,
     /// Fewer free names than machines.
     #[error("`{names}` has {free} free names for {machines} machines; name a larger set")]
     TooFewNames {

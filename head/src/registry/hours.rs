@@ -1,15 +1,13 @@
 //! What opening hours do to machines. Must not hold anybody: outside the hours it is the policy that sends a PC home, so
 //! nothing needs to be undone when they begin.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
 use cid_bootserver::policy;
 use cid_protocol::api::NodeState;
-use jiff::{SignedDuration, Timestamp};
 
+use super::calendar::{Opened, later, moment};
 use super::{Now, Registry};
-use crate::config::Group;
 use crate::hours::{State, for_people};
 use crate::mac::Mac;
 
@@ -27,55 +25,46 @@ const ROUNDS: [Duration; 5] = [
 /// Names in the account of who did not come.
 const MOST_NAMED: usize = 64;
 
-/// Whether a group was open when it was last looked at, and the calls that are still to be made.
-#[derive(Debug)]
-pub(super) struct Opening {
-    open: bool,
-    rounds: VecDeque<Duration>,
-}
-
-impl Opening {
-    fn new(open: bool) -> Self {
-        let rounds = VecDeque::new();
-        Self { open, rounds }
-    }
-}
-
 impl Registry {
+    /// What the calendar wants done now. Call it every second; a second call finds nothing to do.
+    pub fn handle_hours(&mut self, now: Now) {
+        self.keep_calendar(now);
+        self.handle_closing(now);
+        self.handle_opening(now);
+    }
+
     /// Whether a boot of `group` may begin now. Of a group that is not in head.toml the policy says more.
-    pub fn hours(&self, now: Now, group: &str) -> policy::Hours {
-        let Some(group) = self.groups.get(group) else {
+    pub fn hours(&self, now: Now, name: &str) -> policy::Hours {
+        let (Some(plan), Some(group)) = (self.plan(now, name), self.groups.get(name)) else {
             return policy::Hours::Never;
         };
-        if group.hours.is_never() {
+        if self.is_never(now, name) {
             return policy::Hours::Never;
         }
-        let opens = |at: Option<Timestamp>| policy::Hours::Closed {
-            opens: at.map(|at| for_people(&self.zone, at)),
-        };
-        match self.state(now, group) {
-            State::Closed { opens: at } => opens(at),
+        let opens = plan.opens().map(|at| for_people(&self.zone, at));
+        match plan.state {
+            State::Closed { .. } => policy::Hours::Closed { opens },
             State::Open { until: Some(until) } if until < later(moment(now), group.patience + BOOT_TIME) => {
-                opens(group.hours.state(&self.zone, until).changes())
+                policy::Hours::Closed { opens }
             }
             State::Open { .. } => policy::Hours::Open,
         }
     }
 
-    /// Sends home whoever is up outside its hours. Call it every second; a second call finds nobody.
-    pub fn handle_closing(&mut self, now: Now) {
-        let closed: Vec<&str> = self
-            .groups
-            .iter()
-            .filter(|(_, group)| !group.hours.is_open(&self.zone, moment(now)))
-            .map(|(name, _)| name.as_str())
-            .collect();
+    /// Sends home whoever is up when its group's time is over.
+    fn handle_closing(&mut self, now: Now) {
+        let over = |name: &&String| {
+            let open = self.plan(now, name).is_some_and(|plan| plan.state.is_open());
+            !open && self.leave(now, name).is_some_and(|at| at <= moment(now))
+        };
+        let closed: Vec<&String> = self.groups.keys().filter(over).collect();
         if closed.is_empty() {
             return;
         }
         let up = self.machines.values().filter(|machine| {
             let group = self.group_of(&machine.record).map(|(name, _)| name);
-            machine.record.state == NodeState::Up && group.is_some_and(|group| closed.contains(&group))
+            machine.record.state == NodeState::Up
+                && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
         });
         let macs: Vec<Mac> = up.map(|machine| machine.record.mac).collect();
         for mac in macs {
@@ -85,8 +74,7 @@ impl Registry {
 
     /// Until when `group` computes, for the PC's screen: the time of day, `Mon 06:30` when it is more than a day away, or nothing.
     pub(super) fn open_until(&self, now: Now, group: &str) -> String {
-        let state = self.groups.get(group).map(|group| self.state(now, group));
-        let Some(State::Open { until: Some(until) }) = state else {
+        let Some(until) = self.leave(now, group) else {
             return String::new();
         };
         let text = for_people(&self.zone, until);
@@ -104,31 +92,34 @@ impl Registry {
 
     /// When `group`'s nodes go home by their own clock, Unix time in milliseconds.
     pub(super) fn closes_at(&self, now: Now, group: &str) -> Option<u64> {
-        let state = self.groups.get(group).map(|group| self.state(now, group))?;
-        let State::Open { until: Some(until) } = state else {
-            return None;
-        };
-        u64::try_from(until.as_millisecond()).ok()
+        u64::try_from(self.leave(now, group)?.as_millisecond()).ok()
     }
 
-    /// Wakes groups whose hours begin, again and again for a while, and says in the end who came. Call it every second.
-    pub fn handle_opening(&mut self, now: Now) {
+    /// Wakes groups whose hours have begun, again and again for a while, and says in the end who came. Once for each opening: a
+    /// head that starts behind it makes up for it, and one that was restarted does not wake anybody again.
+    fn handle_opening(&mut self, now: Now) {
         let names: Vec<String> = self.groups.keys().cloned().collect();
         for name in names {
-            let Some(group) = self.groups.get(&name) else {
+            let Some(plan) = self.plan(now, &name) else {
                 continue;
             };
-            let (open, wake) = (self.is_open(now, group), group.wake);
-            match self.openings.get_mut(&name) {
-                // What began before this head did is not known to have begun now.
-                None => drop(self.openings.insert(name, Opening::new(open))),
-                Some(opening) if opening.open == open => {}
-                Some(opening) => {
-                    *opening = Opening::new(open);
-                    if open && wake {
-                        opening.rounds = ROUNDS.map(|after| now.monotonic + after).into();
-                    }
-                }
+            let wake = self.groups.get(&name).is_some_and(|group| group.wake);
+            let calendar = self.calendar.entry(name.clone()).or_default();
+            let known = calendar.record.opened;
+            let opened = match plan.state {
+                State::Open { until } => Some(Opened { until }),
+                State::Closed { .. } => None,
+            };
+            // Its end may have been moved; it is over when the end that was known last has passed.
+            let same = known.is_some_and(|known| known.until.is_none_or(|until| until > moment(now)));
+            if opened.is_none() {
+                calendar.rounds.clear();
+            } else if !same && wake {
+                calendar.rounds = ROUNDS.map(|after| now.monotonic + after).into();
+            }
+            if opened != known {
+                calendar.record.opened = opened;
+                self.persist_group(&name);
             }
         }
         self.wake_round(now);
@@ -136,12 +127,12 @@ impl Registry {
 
     fn wake_round(&mut self, now: Now) {
         let due: Vec<(String, bool)> = self
-            .openings
+            .calendar
             .iter_mut()
-            .filter_map(|(name, opening)| {
-                let due = opening.rounds.front().is_some_and(|at| now.monotonic >= *at);
-                due.then(|| opening.rounds.pop_front())?;
-                Some((name.clone(), opening.rounds.is_empty()))
+            .filter_map(|(name, calendar)| {
+                let due = calendar.rounds.front().is_some_and(|at| now.monotonic >= *at);
+                due.then(|| calendar.rounds.pop_front())?;
+                Some((name.clone(), calendar.rounds.is_empty()))
             })
             .collect();
         for (group, last) in due {
@@ -174,23 +165,7 @@ impl Registry {
         }
     }
 
-    pub(super) fn is_open(&self, now: Now, group: &Group) -> bool {
-        group.hours.is_open(&self.zone, moment(now))
+    pub(super) fn is_open(&self, now: Now, group: &str) -> bool {
+        self.plan(now, group).is_some_and(|plan| plan.state.is_open())
     }
-
-    fn state(&self, now: Now, group: &Group) -> State {
-        group.hours.state(&self.zone, moment(now))
-    }
-}
-
-fn moment(now: Now) -> Timestamp {
-    let milliseconds = i64::try_from(now.unix_ms).unwrap_or(i64::MAX);
-    Timestamp::from_millisecond(milliseconds).unwrap_or(Timestamp::MAX)
-}
-
-fn later(at: Timestamp, by: Duration) -> Timestamp {
-    SignedDuration::try_from(by)
-        .ok()
-        .and_then(|by| at.checked_add(by).ok())
-        .unwrap_or(Timestamp::MAX)
 }

@@ -35,6 +35,10 @@ pub struct Record {
     pub decision: Option<String>,
     /// Why it must not be booted until `cidctl wake`; `None` when it may be.
     pub hold: Option<String>,
+    /// When `hold` ends by itself, Unix seconds: a person's wish lasts until the group's next opening. `None` is for good.
+    pub hold_until: Option<u64>,
+    /// Why it takes no more work until `cidctl undrain`; `None` when it may.
+    pub drain: Option<String>,
     /// Boot sessions that were handed a loader script since it was last up.
     pub failed_boots: u32,
     /// Whether the boot session under way has been counted in `failed_boots`.
@@ -69,6 +73,8 @@ impl Record {
             last_seen: unix_secs,
             decision: None,
             hold: None,
+            hold_until: None,
+            drain: None,
             failed_boots: 0,
             session_counted: false,
             state: NodeState::Seen,

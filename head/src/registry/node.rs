@@ -253,7 +253,7 @@ impl Registry {
         let record = &machine.record;
         let open = self
             .group_of(record)
-            .is_some_and(|(_, group)| self.is_open(now, group));
+            .is_some_and(|(group, _)| self.is_open(now, group));
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };

@@ -5,6 +5,7 @@ use cid_protocol::node::{Hardware, Hello, Link, Load, NODE_PROTOCOL_VERSION};
 use super::*;
 
 mod adoption;
+mod exceptions;
 mod hours;
 mod life;
 
@@ -29,6 +30,7 @@ fn config(text: &str) -> Config {
 struct Trace {
     registry: Registry,
     disk: BTreeMap<Mac, Record>,
+    groups: BTreeMap<String, GroupRecord>,
     sent: Vec<(ConnectionId, ToNode)>,
     woken: Vec<Mac>,
     events: Vec<String>,
@@ -40,6 +42,7 @@ impl Trace {
         Self {
             registry,
             disk: BTreeMap::new(),
+            groups: BTreeMap::new(),
             sent: Vec::new(),
             woken: Vec::new(),
             events: Vec::new(),
@@ -56,6 +59,7 @@ impl Trace {
                 Output::Forget(mac) => drop(self.disk.remove(&mac)),
                 Output::Event { text, .. } => self.events.push(text),
                 Output::Send { connection, message } => self.sent.push((connection, message)),
+                Output::PersistGroup { group, record } => drop(self.groups.insert(group, record)),
                 Output::Close { .. } | Output::Step { .. } => {}
                 Output::Wake(mac) => self.woken.push(mac),
             }
@@ -92,7 +96,15 @@ impl Trace {
 
     /// A crash: everything but the database is gone.
     fn restart(&mut self, second: u64) {
-        self.registry = Registry::new(&config(CONFIG), self.disk.values().cloned().collect(), at(second));
+        self.restart_with(second, CONFIG);
+    }
+
+    /// The same with another head.toml.
+    fn restart_with(&mut self, second: u64, text: &str) {
+        let machines = self.disk.values().cloned().collect();
+        self.registry = Registry::new(&config(text), machines, at(second));
+        self.registry
+            .restore_groups(self.groups.clone().into_iter().collect());
     }
 
     fn observe(&mut self, second: u64, number: u8, observation: Observation) {
@@ -166,6 +178,12 @@ impl Trace {
             .adopt(at(1), &[mac(number).to_string()], "lab-a", name)
             .unwrap();
         self.drain();
+    }
+
+    /// Whether a node was told to go home.
+    fn told_to_go(&self) -> bool {
+        let told = |(_, message): &(ConnectionId, ToNode)| matches!(message, ToNode::Release { .. });
+        self.sent.iter().any(told)
     }
 
     fn state(&self, number: u8) -> NodeState {

@@ -7,8 +7,11 @@ use cid_protocol::trace::Step;
 use rusqlite::{Connection, Row, Transaction, named_params, params};
 use rusqlite_migration::{M, Migrations};
 
+use jiff::Timestamp;
+
+use crate::hours::{Exception, Kind};
 use crate::mac::Mac;
-use crate::registry::{Record, STATES, state_word};
+use crate::registry::{GroupRecord, Opened, Record, STATES, state_word};
 use crate::store::Lease;
 
 /// Events kept; older ones make room.
@@ -18,7 +21,7 @@ const MAX_STEPS: i64 = 64;
 
 /// Every step from an empty file to this version. Steps are added at the end, never changed.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES)])
+    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES), M::up(HOURS)])
 }
 
 const FIRST: &str = "CREATE TABLE lease (
@@ -55,6 +58,15 @@ const TIMELINES: &str = "CREATE TABLE step (
          ) STRICT;
          CREATE INDEX step_by_mac ON step (mac, id);";
 
+/// `exception` is `open`, `closed` or nothing; `opened` whether the group's opening is known, with its end.
+const HOURS: &str = "CREATE TABLE grp (
+             name TEXT PRIMARY KEY,
+             exception TEXT, from_unix INTEGER, until_unix INTEGER,
+             opened INTEGER NOT NULL, opened_until INTEGER
+         ) STRICT;
+         ALTER TABLE machine ADD COLUMN hold_until INTEGER;
+         ALTER TABLE machine ADD COLUMN drain TEXT;";
+
 pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     let hardware = record
         .hardware
@@ -64,7 +76,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
         .prepare_cached(
             "INSERT OR REPLACE INTO machine VALUES (:mac, :uuid, :product, :firmware, :door, :address, :name, :grp,
              :first_seen, :last_seen, :decision, :hold, :failed_boots, :session_counted, :state, :reason, :since,
-             :boot_id, :image, :hardware)",
+             :boot_id, :image, :hardware, :hold_until, :drain)",
         )?
         .execute(named_params! {
             ":mac": record.mac.0.as_slice(),
@@ -76,6 +88,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
             ":failed_boots": record.failed_boots, ":session_counted": record.session_counted,
             ":state": state_word(record.state), ":reason": record.reason, ":since": record.since as i64,
             ":boot_id": record.boot_id, ":image": record.image, ":hardware": hardware,
+            ":hold_until": record.hold_until.map(|at| at as i64), ":drain": record.drain,
         })?;
     Ok(())
 }
@@ -154,6 +167,56 @@ pub(super) fn put_event(transaction: &Transaction<'_>, event: &Event) -> rusqlit
     Ok(())
 }
 
+/// A group of which nothing is to be kept has no row.
+pub(super) fn put_group(
+    transaction: &Transaction<'_>,
+    name: &str,
+    group: &GroupRecord,
+) -> rusqlite::Result<()> {
+    if *group == GroupRecord::default() {
+        let mut delete = transaction.prepare_cached("DELETE FROM grp WHERE name = ?1")?;
+        return delete.execute([name]).map(drop);
+    }
+    let exception = group.exception.as_ref();
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO grp VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            name,
+            exception.map(|exception| exception.kind.word()),
+            exception.map(|exception| exception.from.as_second()),
+            exception.map(|exception| exception.until.as_second()),
+            group.opened.is_some(),
+            group
+                .opened
+                .and_then(|opened| opened.until)
+                .map(|until| until.as_second()),
+        ])?;
+    Ok(())
+}
+
+pub(super) fn groups(connection: &Connection) -> rusqlite::Result<Vec<(String, GroupRecord)>> {
+    let mut statement = connection.prepare("SELECT * FROM grp ORDER BY name")?;
+    statement.query_map([], group_of)?.collect()
+}
+
+fn group_of(row: &Row<'_>) -> rusqlite::Result<(String, GroupRecord)> {
+    let moment = |column: &str| {
+        let second: Option<i64> = row.get(column)?;
+        Ok::<_, rusqlite::Error>(second.and_then(|second| Timestamp::from_second(second).ok()))
+    };
+    let kind: Option<String> = row.get("exception")?;
+    let kind = [Kind::Open, Kind::Closed]
+        .into_iter()
+        .find(|known| kind.as_deref() == Some(known.word()));
+    let exception = match (kind, moment("from_unix")?, moment("until_unix")?) {
+        (Some(kind), Some(from), Some(until)) => Some(Exception { kind, from, until }),
+        _ => None,
+    };
+    let (opened, until) = (row.get("opened")?, moment("opened_until")?);
+    let opened = Some(Opened { until }).filter(|_| opened);
+    Ok((row.get("name")?, GroupRecord { exception, opened }))
+}
+
 pub(super) fn machines(connection: &Connection) -> rusqlite::Result<Vec<Record>> {
     let mut statement = connection.prepare("SELECT * FROM machine ORDER BY mac")?;
     statement.query_map([], machine_of)?.collect()
@@ -213,6 +276,10 @@ fn machine_of(row: &Row<'_>) -> rusqlite::Result<Record> {
         last_seen: unsigned(row, "last_seen")?,
         decision: row.get("decision")?,
         hold: row.get("hold")?,
+        hold_until: row
+            .get::<_, Option<i64>>("hold_until")?
+            .map(|at| at.max(0).cast_unsigned()),
+        drain: row.get("drain")?,
         failed_boots: row.get("failed_boots")?,
         session_counted: row.get("session_counted")?,
         // A state that a later version removed: the machine is known, the next packet says what it is.

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use cid_protocol::api::NodeState;
 
 use super::*;
+use crate::hours::{Exception, Kind};
+use crate::registry::Opened;
 
 fn lease(number: u32) -> Lease {
     let [_, b, c, d] = number.to_be_bytes();
@@ -21,9 +23,65 @@ fn record(number: u8) -> Record {
     record.address = Some(std::net::Ipv4Addr::new(10, 77, 0, number));
     record.state = NodeState::GoingHome;
     record.hold = Some("released".into());
+    record.hold_until = Some(1_800_000_000);
+    record.drain = Some("its fan is loud".into());
     record.failed_boots = 2;
     record.hardware = Some(Box::default());
     record
+}
+
+fn group(opened: Option<Opened>) -> GroupRecord {
+    let second = |second| jiff::Timestamp::from_second(second).unwrap();
+    let exception = Exception {
+        kind: Kind::Closed,
+        from: second(1_700_000_000),
+        until: second(1_700_003_600),
+    };
+    GroupRecord {
+        exception: Some(exception),
+        opened,
+    }
+}
+
+#[test]
+fn what_is_kept_of_groups_comes_back_and_nothing_leaves_no_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let ends = Some(Opened {
+        until: jiff::Timestamp::from_second(1_700_000_060).ok(),
+    });
+    let rows = [
+        ("always", group(Some(Opened { until: None }))),
+        ("lab-a", group(ends)),
+    ];
+    let (store, _) = Store::open(folder.path()).unwrap();
+    let mut writes: Vec<Write> = rows
+        .iter()
+        .map(|(name, record)| Write::Group((*name).to_owned(), *record))
+        .collect();
+    writes.push(Write::Group("gone".into(), group(None)));
+    writes.push(Write::Group("gone".into(), GroupRecord::default()));
+    store.submit(writes).unwrap().wait().unwrap();
+    drop(store);
+    let (_store, contents) = Store::open(folder.path()).unwrap();
+    let expected = rows.map(|(name, record)| (name.to_owned(), record));
+    assert_eq!(contents.groups, expected);
+}
+
+/// A database of the version before exceptions keeps its machines, with nothing in the new columns.
+#[test]
+fn a_database_without_groups_is_brought_up_to_date() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut connection = Connection::open(folder.path().join(FILE)).unwrap();
+    schema::migrations().to_version(&mut connection, 2).unwrap();
+    let row = "INSERT INTO machine VALUES (x'525400000001', NULL, NULL, NULL, NULL, NULL, 'lab-a01', 'lab-a', 1, 2, NULL,
+               'released', 0, 0, 'home', 'released', 3, NULL, NULL, NULL)";
+    connection.execute(row, []).unwrap();
+    drop(connection);
+    let (_store, contents) = Store::open(folder.path()).unwrap();
+    let machine = &contents.machines[0];
+    let kept = (machine.hold.as_deref(), machine.hold_until, &machine.drain);
+    assert_eq!(kept, (Some("released"), None, &None));
+    assert!(contents.groups.is_empty());
 }
 
 #[test]

@@ -27,11 +27,11 @@ fn at_closing_a_node_goes_home_and_nothing_holds_it_there() {
         _ => None,
     });
     assert_eq!(welcome.as_deref(), Some("22:30"), "what the PC's screen says");
-    trace.registry.handle_closing(at(999));
+    trace.registry.handle_hours(at(999));
     trace.drain();
     assert_eq!(trace.state(1), NodeState::Up);
-    trace.registry.handle_closing(at(1_000));
-    trace.registry.handle_closing(at(1_001));
+    trace.registry.handle_hours(at(1_000));
+    trace.registry.handle_hours(at(1_001));
     trace.drain();
     assert_eq!(trace.state(1), NodeState::GoingHome);
     assert_eq!(trace.disk[&mac(1)].hold, None);
@@ -58,7 +58,7 @@ fn when_the_hours_begin_the_group_is_woken_until_it_is_told_who_came() {
     trace.registry.release(at(2), "lab-a03").unwrap();
     let mut woken = Vec::new();
     for second in 3..1_700 {
-        trace.registry.handle_opening(at(second));
+        trace.registry.handle_hours(at(second));
         if second == 1_020 {
             trace.script(second, 1);
             trace.hello(second, 1, 1, "boot-1");
