@@ -138,6 +138,15 @@ fn loose_mac(text: &str) -> Option<MacAddress> {
     padded.join("-").parse().ok()
 }
 
+/// How the head learns that a boot begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BootBegins {
+    /// Firmware asks by DHCP, and we hear it.
+    WithDhcp,
+    /// We hear no DHCP (mode `off`): firmware fetches the first file of a chain.
+    WithFirstFile,
+}
+
 /// Answers paths for machines.
 pub struct Files<D> {
     directory: Arc<D>,
@@ -146,6 +155,7 @@ pub struct Files<D> {
     counters: Arc<Counters>,
     head: Ipv4Addr,
     transport: Transport,
+    begins: BootBegins,
 }
 
 impl<D> Clone for Files<D> {
@@ -157,6 +167,7 @@ impl<D> Clone for Files<D> {
             counters: Arc::clone(&self.counters),
             head: self.head,
             transport: self.transport,
+            begins: self.begins,
         }
     }
 }
@@ -176,7 +187,14 @@ impl<D: Directory> Files<D> {
             addresses,
             counters,
             transport: Transport::Tftp,
+            begins: BootBegins::WithDhcp,
         }
+    }
+
+    /// The same files where a boot begins in this way (with DHCP, if nothing is said).
+    #[must_use]
+    pub fn beginning(self, begins: BootBegins) -> Self {
+        Self { begins, ..self }
     }
 
     /// The same files as they are asked for at `head`, one of our addresses, over `transport`.
@@ -244,8 +262,13 @@ impl<D: Directory> Files<D> {
                     .await
             }
             Wanted::IpxeScript => {
-                self.script(&facts(mac, Client::Ipxe), templates::IPXE, templates::IPXE_HOME)
-                    .await
+                let facts = self.first(facts(mac, Client::Ipxe));
+                // An iPXE of the PC's own takes a refusal as the end of this way and goes on to its disk, and nothing of ours
+                // ran. Where our own iPXE runs, the policy says [`Action::Restart`] instead.
+                if self.directory.decide(&facts).action == Action::LocalDisk {
+                    return Err(Refusal::NotToBoot);
+                }
+                self.script(&facts, templates::IPXE, templates::IPXE_HOME).await
             }
             Wanted::GrubConfig => {
                 self.script(&facts(mac, uefi), templates::GRUB, templates::GRUB_HOME)
@@ -258,8 +281,14 @@ impl<D: Directory> Files<D> {
 
     fn loader(&self, mac: MacAddress, client: Client, name: &str) -> Result<Bytes, Refusal> {
         let mut facts = facts(mac, client);
-        if name == "undionly.kpxe" {
-            (facts.client, facts.platform) = (Client::PxeFirmware, Platform::Bios);
+        match name {
+            "undionly.kpxe" => {
+                (facts.client, facts.platform) = (Client::PxeFirmware, Platform::Bios);
+                facts = self.first(facts);
+            }
+            "shimx64.efi" => facts = self.first(facts),
+            // The others are asked for by a loader that runs already.
+            _ => {}
         }
         match self.directory.decide(&facts).action {
             Action::Boot(boot) => self
@@ -267,17 +296,33 @@ impl<D: Directory> Files<D> {
                 .current()
                 .file(&boot.image, name)
                 .ok_or(Refusal::NotInImage),
-            Action::LocalDisk | Action::NoBootAnswer => Err(Refusal::NotToBoot),
+            Action::LocalDisk | Action::Restart | Action::NoBootAnswer => Err(Refusal::NotToBoot),
+        }
+    }
+
+    /// The facts of who asks for the first file of a chain.
+    fn first(&self, facts: Facts) -> Facts {
+        match self.begins {
+            BootBegins::WithDhcp => facts,
+            BootBegins::WithFirstFile => self.begin(facts),
         }
     }
 
     /// A boot from a stick begins here: nobody saw it before, since it did not ask by PXE.
     fn stick(&self, mac: MacAddress, platform: Platform) -> Facts {
-        let facts = Facts {
+        self.begin(Facts {
             platform,
-            stage: Stage::Asking,
             ..facts(mac, Client::Stick)
+        })
+    }
+
+    /// With this request a boot begins.
+    fn begin(&self, facts: Facts) -> Facts {
+        let facts = Facts {
+            stage: Stage::Asking,
+            ..facts
         };
+        let mac = facts.mac;
         let decision = self.directory.decide(&facts);
         self.directory
             .observe(mac, Observation::FirmwareAsked(facts.clone()));
@@ -303,7 +348,7 @@ impl<D: Directory> Files<D> {
                 }
                 text
             }
-            Action::LocalDisk | Action::NoBootAnswer => {
+            Action::LocalDisk | Action::Restart | Action::NoBootAnswer => {
                 self.offers
                     .home_script(home, &machine, &decision.reason.to_string(), self.head)
             }

@@ -47,6 +47,8 @@ pub struct Standing {
     pub failed_boots: u32,
     /// A loader script was handed out in the boot that is going on: its further files belong to a boot already granted.
     pub boot_in_progress: bool,
+    /// A loader that we served runs on it: Windows must not follow that in the same boot.
+    pub loader_running: bool,
     /// Quirk that the administrator forces on it, by name.
     pub quirk: Option<String>,
     /// Whether a boot of its group may begin now.
@@ -130,6 +132,9 @@ pub enum Action {
     Boot(Boot),
     /// Send it to its own disk, by the fastest answer its firmware understands.
     LocalDisk,
+    /// It came too far for [`Action::LocalDisk`], a loader of ours is running: a script that restarts it, and the next boot
+    /// is without us.
+    Restart,
     /// It did not ask for a boot: an address, and nothing about booting.
     NoBootAnswer,
 }
@@ -359,10 +364,10 @@ pub fn decide(facts: &Facts, standing: &Standing, site: &Site) -> Decision {
             }
         }
         Err(reason) => {
-            let action = if facts.client == Client::OperatingSystem {
-                Action::NoBootAnswer
-            } else {
-                Action::LocalDisk
+            let action = match facts.client {
+                Client::OperatingSystem => Action::NoBootAnswer,
+                Client::Ipxe if standing.loader_running => Action::Restart,
+                _ => Action::LocalDisk,
             };
             Decision {
                 action,

@@ -130,6 +130,7 @@ fn words(what: &What) -> String {
             let who = match client.as_str() {
                 "ipxe" => "iPXE",
                 "http" => "its firmware (UEFI HTTP Boot)",
+                "usb" => "the USB stick's loader",
                 _ => "its firmware (PXE)",
             };
             format!("{who} asks what to boot ({firmware})")

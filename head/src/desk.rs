@@ -204,7 +204,7 @@ impl BootView for Desk {
                 loader: boot.loader.file().to_owned(),
                 cmdline: full_cmdline(boot, mac, self.offers.head()),
             }),
-            Action::LocalDisk | Action::NoBootAnswer => None,
+            Action::LocalDisk | Action::Restart | Action::NoBootAnswer => None,
         };
         let mut text = match &decision.reason {
             why if up => format!("it is up; if its firmware asked now: {why}"),
@@ -294,6 +294,7 @@ fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
         hold: record.hold_when_asking(),
         failed_boots: record.failed_boots,
         boot_in_progress: record.session_counted,
+        loader_running: registry.loader_running(now, facts.mac),
         quirk: None,
     }
 }
@@ -303,6 +304,7 @@ fn action_word(action: &Action) -> &'static str {
     match action {
         Action::Boot(_) => "boot",
         Action::LocalDisk => "local-disk",
+        Action::Restart => "restart",
         Action::NoBootAnswer => "no-boot-answer",
     }
 }
@@ -328,7 +330,7 @@ fn translate(seen: Seen) -> Observation {
         Seen::Decided(decision) => {
             let verdict = match &decision.action {
                 Action::Boot(_) => Verdict::Boot,
-                Action::LocalDisk => Verdict::LocalDisk,
+                Action::LocalDisk | Action::Restart => Verdict::LocalDisk,
                 Action::NoBootAnswer => Verdict::Nothing,
             };
             Observation::Decided {

@@ -17,7 +17,7 @@ use cid_bootserver::dhcp::proxy_socket::{ProxyShell, bind_boot_server};
 use cid_bootserver::dhcp::rival::Watch;
 use cid_bootserver::dhcp::server::{Server, Settings};
 use cid_bootserver::dhcp::socket::{Shell, Sockets};
-use cid_bootserver::files::Files;
+use cid_bootserver::files::{BootBegins, Files};
 use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::neighbours::KernelTable;
 use cid_bootserver::policy::Transport;
@@ -288,7 +288,11 @@ fn start(
         Arc::clone(offers),
         Arc::clone(&addresses),
         Arc::clone(&counters),
-    );
+    )
+    .beginning(match config.dhcp.mode {
+        DhcpMode::Full | DhcpMode::Proxy => BootBegins::WithDhcp,
+        DhcpMode::Off => BootBegins::WithFirstFile,
+    });
     let api = Api {
         core: Arc::clone(core),
         boot: Arc::clone(&desk) as Arc<dyn api::BootView>,

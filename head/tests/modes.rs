@@ -93,11 +93,7 @@ fn beside_another_server_the_head_names_files_and_knows_its_pc_by_wire_and_by_pa
     );
     assert!(offer.file.is_empty() && offer.option(option::VENDOR_SPECIFIC).is_some());
     room.wait_state(NodeState::Seen);
-    assert!(
-        fetch(&room, GIVEN, "boot.ipxe")
-            .expect("a script")
-            .contains("goes to its own disk")
-    );
+    assert_eq!(fetch(&room, GIVEN, "boot.ipxe"), None);
     adopt(&room);
     let offer = ask(&ipxe_discover());
     assert_eq!(offer.file, b"http://10.77.0.1/m/52-54-00-00-00-01/boot.ipxe");
@@ -220,20 +216,43 @@ fn off_has_no_dhcp_socket_and_still_decides_file_by_file() {
         room.datagram("0.0.0.0:68", "255.255.255.255:67", &discover()),
         None
     );
-    // It was never heard by DHCP: its first request lists it, and sends it home.
-    assert!(
-        fetch(&room, GIVEN, "boot.ipxe")
-            .expect("a script")
-            .contains("goes to its own disk")
-    );
-    assert_eq!(fetch(&room, GIVEN, "shimx64.efi"), None);
+    // It was never heard by DHCP: its first request lists it. Its own iPXE is refused, and goes on to the disk.
+    for first in ["boot.ipxe", "undionly.kpxe", "shimx64.efi"] {
+        assert_eq!(fetch(&room, GIVEN, first), None, "{first}");
+    }
     assert_eq!(room.wait_state(NodeState::Seen).mac, MAC);
     adopt(&room);
+    // Each first file is a boot; the third one after two without a join is refused.
+    for _ in 0..2 {
+        assert!(boots(fetch(&room, GIVEN, "boot.ipxe")));
+    }
+    assert_eq!(fetch(&room, GIVEN, "boot.ipxe"), None);
+}
+
+fn boots(script: Option<String>) -> bool {
+    script
+        .expect("a script")
+        .contains("kernel http://10.77.0.1/images/minimal")
+}
+
+/// iPXE of ours runs on a plain ROM's PC when somebody releases that: Windows must not follow in this boot.
+#[test]
+fn who_runs_a_loader_of_ours_is_restarted_and_not_refused() {
+    let room = Room::new("[dhcp]\nmode = \"off\"");
+    let _head = room.start_head(&[]);
+    with_address(&room, &format!("{GIVEN}/24"));
+    assert_eq!(fetch(&room, GIVEN, "undionly.kpxe"), None);
+    room.wait_state(NodeState::Seen);
+    adopt(&room);
+    assert_eq!(fetch(&room, GIVEN, "undionly.kpxe").as_deref(), Some("iPXE"));
+    room.post("/v1/release", r#"{"nodeset":"lab-a01"}"#);
+    let script = fetch(&room, GIVEN, "boot.ipxe").expect("a script");
     assert!(
-        fetch(&room, GIVEN, "boot.ipxe")
-            .expect("a script")
-            .contains("kernel http://10.77.0.1/images/minimal")
+        script.contains("goes to its own disk") && script.ends_with("reboot\n"),
+        "{script}"
     );
+    // That restart's first file.
+    assert_eq!(fetch(&room, GIVEN, "undionly.kpxe"), None);
 }
 
 /// Each product that can be had here reads the lines with its own syntax check.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
 
 use crate::room::{Host, Room};
@@ -26,6 +26,11 @@ pub enum Campus {
     Kea,
     /// dnsmasq with further lines in its configuration: those that `cidhead dhcp-snippet dnsmasq` prints.
     DnsmasqWith(String),
+    /// dnsmasq that serves an iPXE of its own by TFTP and then names this script: a site that has iPXE already.
+    DnsmasqWithIpxe {
+        /// URL of the script.
+        script: String,
+    },
 }
 
 /// A server that runs. It ends when the value is dropped.
@@ -46,6 +51,7 @@ impl Campus {
         let (program, arguments) = match self {
             Self::Dnsmasq => ("dnsmasq", dnsmasq(room.dir(), "")?),
             Self::DnsmasqWith(lines) => ("dnsmasq", dnsmasq(room.dir(), lines)?),
+            Self::DnsmasqWithIpxe { script } => ("dnsmasq", dnsmasq(room.dir(), &own_ipxe(script)?)?),
             Self::Kea => ("kea-dhcp4", kea(room.dir())?),
         };
         let file = fs::File::create(&log)?;
@@ -93,6 +99,23 @@ impl Drop for CampusServer {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// As in iPXE's own pages on chain-loading: the first question gets iPXE, the second one, iPXE's, the script.
+fn own_ipxe(script: &str) -> Result<String> {
+    let folder = Path::new("/usr/lib/ipxe");
+    for file in ["snponly.efi", "undionly.kpxe"] {
+        ensure!(
+            folder.join(file).exists(),
+            "no {file}: install the package ipxe (ci/prepare)"
+        );
+    }
+    Ok(format!(
+        "enable-tftp\ntftp-root={}\ndhcp-match=set:ipxe,77,iPXE\ndhcp-match=set:uefi,option:client-arch,7\n\
+         dhcp-boot=tag:ipxe,{script}\ndhcp-boot=tag:!ipxe,tag:uefi,snponly.efi\n\
+         dhcp-boot=tag:!ipxe,tag:!uefi,undionly.kpxe\n",
+        folder.display()
+    ))
 }
 
 fn dnsmasq(dir: &Path, lines: &str) -> Result<Vec<String>> {

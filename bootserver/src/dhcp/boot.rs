@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use crate::dhcp::packet::{Packet, option};
 use crate::dhcp::reply::{self, Body};
 use crate::machine::{Client, MacAddress};
-use crate::policy::{Action, Boot, Decision, Facts, Loader, Transport};
+use crate::policy::{Action, Decision, Facts, Loader, Transport};
 use crate::quirks::{BootFileOption, HttpClass, LocalBoot, ProxyStyle};
 
 /// Whose answer it is.
@@ -33,7 +33,7 @@ const IPXE_NO_PROXY: u8 = 176;
 /// Whether a proxy has anything to say.
 pub fn has_words(facts: &Facts, decision: &Decision) -> bool {
     match &decision.action {
-        Action::Boot(_) => true,
+        Action::Boot(_) | Action::Restart => true,
         // UEFI HTTP Boot takes no answer without a URL, and goes on at once when nobody gives it one.
         Action::LocalDisk => {
             facts.client != Client::HttpFirmware && decision.manner.local_boot == LocalBoot::Menu
@@ -68,27 +68,29 @@ pub fn fill(
         });
     }
     match &decision.action {
-        Action::Boot(boot) => boot_answer(body, voice, head, facts, decision, boot),
+        Action::Boot(boot) => name_file(body, voice, head, facts, decision, boot.loader),
         Action::LocalDisk if has_words(facts, decision) => {
             body.options.push((option::VENDOR_CLASS, b"PXEClient".to_vec()));
             body.options
                 .push((option::VENDOR_SPECIFIC, reply::local_boot_menu()));
         }
+        // The script that it is given under this name knows.
+        Action::Restart => name_file(body, voice, head, facts, decision, Loader::IpxeScript),
         Action::LocalDisk | Action::NoBootAnswer => {}
     }
 }
 
-fn boot_answer(
+fn name_file(
     body: &mut Body,
     voice: Voice,
     head: Ipv4Addr,
     facts: &Facts,
     decision: &Decision,
-    boot: &Boot,
+    loader: Loader,
 ) {
-    let file = boot_file(boot.loader, voice, head, facts.mac);
+    let file = boot_file(loader, voice, head, facts.mac);
     let with_nul = |text: &str| [text.as_bytes(), &[0]].concat();
-    if boot.loader == Loader::HttpShim {
+    if loader == Loader::HttpShim {
         // EDK2 prefers option 67, shim and GRUB read the header field (pxe.md rows 8, 9, 26). GRUB compares option 60 as a
         // C string, zero byte included.
         let class = match decision.manner.http_class {

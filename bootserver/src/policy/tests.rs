@@ -49,6 +49,7 @@ fn check(facts: &Facts, standing: &Standing, site: &Site, expected: &str) {
     let action = match &decision.action {
         Action::Boot(boot) => format!("boot {}", boot.loader.file()),
         Action::LocalDisk => "local-disk".to_owned(),
+        Action::Restart => "restart".to_owned(),
         Action::NoBootAnswer => "no-boot-answer".to_owned(),
     };
     assert_eq!(
@@ -226,6 +227,29 @@ fn outside_its_hours_a_machine_stays_at_home() {
     };
     check(&fetching, &granted, &site(None), "boot shimx64.efi: in-group");
     check(&uefi(), &granted, &site(None), "local-disk: outside-hours");
+}
+
+/// Windows behind a loader of ours would be measured as what it is: another boot.
+#[test]
+fn a_machine_that_runs_our_loader_is_restarted() {
+    let held = Standing {
+        hold: Some("released".into()),
+        loader_running: true,
+        ..adopted()
+    };
+    check(&ipxe(), &held, &site(None), "restart: released");
+    // Its ROM asks: that loader is gone.
+    check(
+        &facts(Client::PxeFirmware, Platform::Bios),
+        &held,
+        &site(None),
+        "local-disk: released",
+    );
+    let held = Standing {
+        loader_running: false,
+        ..held
+    };
+    check(&ipxe(), &held, &site(None), "local-disk: released");
 }
 
 /// The offer of the third boot must not still be the second boot's: the head notices a new boot only behind the answer.

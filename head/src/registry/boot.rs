@@ -1,6 +1,7 @@
 //! What the boot server saw of a machine. Must not decide anything: it only keeps what was decided.
 
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use cid_protocol::api::NodeState;
 use cid_protocol::trace::What;
@@ -93,7 +94,20 @@ impl Record {
     }
 }
 
+/// How long our iPXE may run on a plain ROM's PC until it asks again; a switch with spanning tree keeps it waiting for 50 s.
+const LOADER_RUNS: Duration = Duration::from_secs(120);
+/// That iPXE's file.
+const LOADER: &str = "undionly.kpxe";
+
 impl Registry {
+    /// Whether an iPXE that asks in the name of `mac` may be one that we served.
+    pub fn loader_running(&self, now: Now, mac: Mac) -> bool {
+        self.machines
+            .get(&mac)
+            .and_then(|machine| machine.loader_served)
+            .is_some_and(|served| now.monotonic.saturating_sub(served) < LOADER_RUNS)
+    }
+
     /// Takes in what the boot server saw of `mac`.
     pub fn handle_observation(&mut self, now: Now, mac: Mac, observation: Observation) {
         let new = self.meet(now, mac);
@@ -241,6 +255,9 @@ impl Registry {
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
+        if name == LOADER {
+            machine.loader_served = Some(now.monotonic);
+        }
         if machine.last_file.as_ref() != Some(&name) {
             machine.last_file = Some(name.clone());
             self.event(now, mac, "file", format!("fetches {name}"));

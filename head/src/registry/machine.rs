@@ -108,6 +108,8 @@ pub(super) struct Machine {
     pub(super) decision_logged: bool,
     /// Last file fetched in this boot session.
     pub(super) last_file: Option<String>,
+    /// When it was last served a loader that asks again by itself (iPXE for a plain ROM), on the monotonic clock.
+    pub(super) loader_served: Option<Duration>,
     /// `record` differs from what was last written, in what may be lost.
     pub(super) stale: bool,
 }
@@ -122,6 +124,7 @@ impl Machine {
             load: None,
             decision_logged: false,
             last_file: None,
+            loader_served: None,
             stale: false,
         }
     }

@@ -132,9 +132,13 @@ impl Room {
         );
         fs::write(folder.join("head.toml"), text).expect("head.toml");
         let image = folder.join("images/minimal");
-        fs::create_dir_all(&image).expect("a folder");
+        fs::create_dir_all(image.join("bios")).expect("a folder");
         let mut artifacts = serde_json::Map::new();
-        for (name, text) in [("vmlinuz", "a kernel"), ("initrd.img", "an archive")] {
+        for (name, text) in [
+            ("vmlinuz", "a kernel"),
+            ("initrd.img", "an archive"),
+            ("bios/undionly.kpxe", "iPXE"),
+        ] {
             fs::write(image.join(name), text).expect("a file");
             let sha256: String = Sha256::digest(text)
                 .iter()

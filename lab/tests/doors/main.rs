@@ -6,7 +6,7 @@ mod stranger;
 mod table;
 
 use anyhow::Result;
-use table::{DOORS, Door, NETWORKS, Network, Passage, STICKS, pass, print};
+use table::{DOORS, Door, NETWORKS, Network, Passage, STICKS, WITH_SITE_IPXE, pass, print};
 
 /// One network: the doors one after the other in one room; the table in the end, whatever failed before.
 fn go_through(name: &str, network: Network, doors: &[Door]) -> Result<()> {
@@ -56,8 +56,8 @@ mod some {
     }
 
     #[test]
-    fn uefi_sent_by_dnsmasq() -> Result<()> {
-        go_through("some-off", Network::OffDnsmasq, &[Door::Uefi])
+    fn sent_by_dnsmasq() -> Result<()> {
+        go_through("some-off", Network::OffDnsmasq, &[Door::Uefi, Door::BiosIpxe])
     }
 }
 
@@ -83,6 +83,11 @@ mod all {
     #[test]
     fn off_dnsmasq() -> Result<()> {
         go_through("all-off", Network::OffDnsmasq, &DOORS)
+    }
+
+    #[test]
+    fn off_site_ipxe() -> Result<()> {
+        go_through("all-site", Network::OffSiteIpxe, &WITH_SITE_IPXE)
     }
 
     #[test]

@@ -29,6 +29,7 @@ pub(crate) enum Network {
     ProxyDnsmasq,
     ProxyKea,
     OffDnsmasq,
+    OffSiteIpxe,
 }
 
 pub(crate) const DOORS: [Door; 6] = [
@@ -43,11 +44,15 @@ pub(crate) const DOORS: [Door; 6] = [
 /// One stick for all three.
 pub(crate) const STICKS: [Door; 3] = [Door::UsbBios, Door::UsbUefi, Door::UsbSecure];
 
-pub(crate) const NETWORKS: [Network; 4] = [
+/// Who is sent to an iPXE that the site has: Secure Boot refuses what Debian packages of it.
+pub(crate) const WITH_SITE_IPXE: [Door; 2] = [Door::BiosPlain, Door::Uefi];
+
+pub(crate) const NETWORKS: [Network; 5] = [
     Network::Full,
     Network::ProxyDnsmasq,
     Network::ProxyKea,
     Network::OffDnsmasq,
+    Network::OffSiteIpxe,
 ];
 
 /// From the reset to Windows. A PC that nobody answers needs a minute; HTTP Boot has no word for "your own disk".
@@ -112,6 +117,7 @@ impl Network {
             Self::ProxyDnsmasq => "proxy beside dnsmasq",
             Self::ProxyKea => "proxy beside Kea",
             Self::OffDnsmasq => "off, dnsmasq points at us",
+            Self::OffSiteIpxe => "off, the site's own iPXE",
         }
     }
 
@@ -119,7 +125,7 @@ impl Network {
         match self {
             Self::Full => DhcpMode::Full,
             Self::ProxyDnsmasq | Self::ProxyKea => DhcpMode::Proxy,
-            Self::OffDnsmasq => DhcpMode::Off,
+            Self::OffDnsmasq | Self::OffSiteIpxe => DhcpMode::Off,
         }
     }
 
@@ -129,6 +135,9 @@ impl Network {
             Self::ProxyDnsmasq => Some(Campus::Dnsmasq),
             Self::ProxyKea => Some(Campus::Kea),
             Self::OffDnsmasq => Some(Campus::DnsmasqWith(snippet()?)),
+            Self::OffSiteIpxe => Some(Campus::DnsmasqWithIpxe {
+                script: format!("http://{}/boot.ipxe", cidlab::room::HEAD_ADDRESS),
+            }),
         })
     }
 
@@ -191,7 +200,7 @@ pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
     check(&node, door).with_context(|| what(network, door))?;
     let plain = lab.fetched(&pc, "undionly.kpxe")?;
     ensure!(
-        plain == (door == Door::BiosPlain),
+        plain == (door == Door::BiosPlain && network != Network::OffSiteIpxe),
         "undionly.kpxe fetched: {plain}"
     );
     lab.release(&pc)?;
