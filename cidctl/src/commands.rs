@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cid_protocol::api::{
-    AdoptRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status, WakeRequest,
+    AdoptRequest, DrainRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status,
+    UndrainRequest, WakeRequest,
 };
 use cid_protocol::doctor::{Checkup, Level};
 use cid_protocol::trace::Trace;
@@ -51,6 +52,18 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
         }
         Command::Doctor { json } => doctor(client, json.json).await,
         Command::Trace { machine, all, json } => trace(client, &machine, all, json.json).await,
+        Command::Drain {
+            nodeset,
+            reason,
+            json,
+        } => {
+            let request = DrainRequest { nodeset, reason };
+            show_changed(&client.post("/v1/drain", &request).await?, json.json)
+        }
+        Command::Undrain { nodeset, json } => {
+            let request = UndrainRequest { nodeset };
+            show_changed(&client.post("/v1/undrain", &request).await?, json.json)
+        }
         Command::Release { nodeset, json } => show_changed(
             &client.post("/v1/release", &ReleaseRequest { nodeset }).await?,
             json.json,

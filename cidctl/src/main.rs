@@ -87,7 +87,26 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Give PCs back to their own systems; they stay there until `wake`.
+    /// Let nodes finish what they have and take no more work; they stay in the cluster until `undrain`.
+    #[command(after_help = "Example: cidctl drain lab-a07 --reason 'its fan is loud'\n\
+                      `release` drains too, and then gives the PC back. It lasts over reboots of the node and of the head.")]
+    Drain {
+        /// Which.
+        nodeset: String,
+        /// Why, for whoever lists the nodes.
+        #[arg(long)]
+        reason: Option<String>,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Undo `drain`: nodes take work again.
+    Undrain {
+        /// Which.
+        nodeset: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Give PCs back to their own systems; they stay there until `wake`. Nodes finish what they have first, within `patience`.
     Release {
         /// Which.
         nodeset: String,

@@ -17,22 +17,44 @@ pub(crate) fn now() -> u64 {
 pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
     let header = [
         "NAME", "STATE", "ADDRESS", "CPUS", "MEMORY", "LOAD", "IMAGE", "DOOR", "SEEN",
-    ]
-    .map(str::to_owned);
-    let mut rows = vec![header];
-    rows.extend(nodes.iter().map(|node| row(node, now)));
+    ];
+    let mut rows = vec![header.map(str::to_owned).to_vec()];
+    rows.extend(nodes.iter().map(|node| row(node, now).to_vec()));
+    // Only while somebody leaves or is kept from work: a room at work has nothing to explain.
+    if nodes.iter().any(is_leaving) {
+        let why = nodes.iter().map(|node| match is_leaving(node) {
+            true => step(node, now),
+            false => String::new(),
+        });
+        let why = std::iter::once("WHY".to_owned()).chain(why);
+        rows.iter_mut().zip(why).for_each(|(row, why)| row.push(why));
+    }
     columns(&rows)
 }
 
+fn is_leaving(node: &NodeRow) -> bool {
+    matches!(node.state, NodeState::Draining | NodeState::GoingHome)
+}
+
+/// Why it leaves, and how long this step may still take.
+fn step(node: &NodeRow, now: u64) -> String {
+    let left = match node.deadline_unix {
+        // The comparison of `--watch` asks without a clock.
+        Some(deadline) if now > 0 => format!(" ({} left)", age(deadline.saturating_sub(now))),
+        _ => String::new(),
+    };
+    format!("{}{left}", plain(&node.reason))
+}
+
 /// Rows of cells as lines; columns are as wide as their widest cell, two spaces apart.
-pub(crate) fn columns<const N: usize>(rows: &[[String; N]]) -> String {
+pub(crate) fn columns<R: AsRef<[String]>>(rows: &[R]) -> String {
     let mut out = String::new();
     for row in rows {
         let mut line = String::new();
-        for (column, cell) in row.iter().enumerate() {
+        for (column, cell) in row.as_ref().iter().enumerate() {
             let width = rows
                 .iter()
-                .map(|row| row[column].chars().count())
+                .filter_map(|row| Some(row.as_ref().get(column)?.chars().count()))
                 .max()
                 .unwrap_or(0);
             let _ = write!(line, "{cell:width$}  ");
@@ -71,6 +93,7 @@ pub(crate) fn state(state: NodeState) -> &'static str {
         NodeState::Known => "known",
         NodeState::Booting => "booting",
         NodeState::Up => "up",
+        NodeState::Draining => "draining",
         NodeState::GoingHome => "going-home",
         NodeState::Home => "home",
         NodeState::Lost => "lost",
@@ -222,6 +245,7 @@ mod tests {
             state: NodeState::Up,
             reason: "joined".into(),
             since_unix: 0,
+            deadline_unix: None,
             address: Some("10.77.0.128".into()),
             mac: "52:54:00:00:00:01".into(),
             uuid: None,
@@ -236,6 +260,24 @@ mod tests {
             last_decision: None,
             hardware: None,
         };
+        let mut leaving = node.clone();
+        leaving.name = "n2".into();
+        leaving.state = NodeState::Draining;
+        leaving.reason = "its group lab-a closes at 06:30".into();
+        leaving.deadline_unix = Some(145);
+        let text = table(&[node.clone(), leaving], 103);
+        assert!(
+            text.lines().nth(2).is_some_and(|line| {
+                line.starts_with("n2           draining")
+                    && line.ends_with("3s    its group lab-a closes at 06:30 (42s left)")
+            }),
+            "{text}"
+        );
+        assert!(
+            text.lines()
+                .next()
+                .is_some_and(|header| header.ends_with("SEEN  WHY"))
+        );
         let text = table(&[node], 103);
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(

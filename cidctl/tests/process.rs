@@ -49,6 +49,7 @@ fn node(name: &str) -> NodeRow {
         state: NodeState::Up,
         reason: "joined".into(),
         since_unix: 0,
+        deadline_unix: None,
         address: Some("10.77.0.128".into()),
         mac: "52:54:00:00:00:01".into(),
         uuid: None,

@@ -17,8 +17,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use cid_protocol::api::{
-    AdoptRequest, DhcpStatus, EventList, Explanation, NodeList, Problem, ReleaseRequest, RivalRow, Status,
-    WakeRequest,
+    AdoptRequest, DhcpStatus, DrainRequest, EventList, Explanation, NodeList, Problem, ReleaseRequest,
+    RivalRow, Status, UndrainRequest, WakeRequest,
 };
 use cid_protocol::doctor::Checkup;
 use cid_protocol::trace::Trace;
@@ -146,6 +146,8 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/explain/{mac}", get(explain))
         .route("/v1/doctor", get(doctor))
         .route("/v1/trace/{machine}", get(trace))
+        .route("/v1/drain", post(drain))
+        .route("/v1/undrain", post(undrain))
         .route("/v1/release", post(release))
         .route("/v1/wake", post(wake))
         .route("/v1/hours", get(hours::show).post(hours::change))
@@ -226,6 +228,32 @@ async fn release(
         &api,
         api.core
             .act(|registry, now| registry.release(now, &request.nodeset)),
+    )
+    .await
+}
+
+async fn drain(
+    State(api): Shared,
+    request: Result<Json<DrainRequest>, JsonRejection>,
+) -> Result<Json<NodeList>, Failure> {
+    let Json(DrainRequest { nodeset, reason }) = request?;
+    answer(
+        &api,
+        api.core
+            .act(|registry, now| registry.drain(now, &nodeset, reason.as_deref())),
+    )
+    .await
+}
+
+async fn undrain(
+    State(api): Shared,
+    request: Result<Json<UndrainRequest>, JsonRejection>,
+) -> Result<Json<NodeList>, Failure> {
+    let Json(request) = request?;
+    answer(
+        &api,
+        api.core
+            .act(|registry, now| registry.undrain(now, &request.nodeset)),
     )
     .await
 }

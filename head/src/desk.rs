@@ -195,7 +195,7 @@ impl BootView for Desk {
     fn explain(&self, mac: Mac) -> Explanation {
         let record = self.core.read(|registry| registry.record(mac).cloned());
         let facts = last_facts(mac, record.as_ref());
-        let up = record.is_some_and(|record| record.state == NodeState::Up);
+        let up = record.is_some_and(|record| matches!(record.state, NodeState::Up | NodeState::Draining));
         // Not through `decide`: nobody was answered, so nothing is counted.
         let decision = policy::decide(&facts, &self.standing(&facts), &self.offers.current().site);
         let boot = match &decision.action {
@@ -291,7 +291,7 @@ fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
             .map_or(Hours::Never, |group| registry.hours(now, group)),
         group,
         name: record.name.clone(),
-        hold: record.hold_when_asking(),
+        hold: registry.hold_text(now, record),
         failed_boots: record.failed_boots,
         boot_in_progress: record.session_counted,
         loader_running: registry.loader_running(now, facts.mac),

@@ -7,6 +7,7 @@
 mod boot;
 mod calendar;
 mod commands;
+mod drain;
 mod hours;
 mod machine;
 mod node;
@@ -142,11 +143,13 @@ impl Registry {
         };
         let machines: BTreeMap<Mac, Machine> = records
             .into_iter()
-            .map(|record| {
-                (
-                    record.mac,
-                    Machine::new(record.clone(), now.monotonic, grace(record.state)),
-                )
+            .map(|mut record| {
+                // It was told to go, and has had its time to drain while there was no head.
+                if record.state == NodeState::Draining && record.hold.is_some() {
+                    record.state = NodeState::GoingHome;
+                }
+                let grace = grace(record.state);
+                (record.mac, Machine::new(record, now.monotonic, grace))
             })
             .collect();
         let strangers = machines.values().filter(|machine| machine.is_stranger()).count();
@@ -226,6 +229,12 @@ impl Registry {
                 continue;
             };
             let silent = now.monotonic.saturating_sub(machine.heard).as_secs();
+            if machine.leaving.is_some() && machine.record.state == NodeState::Draining {
+                let reason = machine.record.reason.clone();
+                self.enter_going_home(now, mac, reason);
+                self.persist(mac);
+                continue;
+            }
             let (state, reason) = match machine.record.state {
                 NodeState::GoingHome => (
                     NodeState::Home,
@@ -245,7 +254,8 @@ impl Registry {
     fn deadline(&self, machine: &Machine) -> Option<Duration> {
         let base = machine.heard;
         match machine.record.state {
-            NodeState::Up | NodeState::Booting => Some(base + machine.grace),
+            NodeState::Draining if machine.leaving.is_some() => machine.leaving,
+            NodeState::Up | NodeState::Draining | NodeState::Booting => Some(base + machine.grace),
             NodeState::GoingHome => Some(base + self.patience(machine) + REBOOT_PATIENCE),
             _ => None,
         }
@@ -291,6 +301,12 @@ impl Registry {
     fn patience(&self, machine: &Machine) -> Duration {
         self.group_of(&machine.record)
             .map_or(Duration::from_secs(60), |(_, group)| group.patience)
+    }
+
+    fn patience_of(&self, mac: Mac) -> Duration {
+        self.machines
+            .get(&mac)
+            .map_or(Duration::from_secs(60), |machine| self.patience(machine))
     }
 
     /// Says something about the head itself.
@@ -349,12 +365,29 @@ impl Registry {
         }
         record.reason.clone_from(&reason);
         if changed {
+            (machine.leaving, machine.step_until) = (None, None);
+            let record = &machine.record;
             let text = format!("{} is {}: {reason}", record.label(), state_word(state));
             // The others are told by the steps that lead to them.
-            if matches!(state, NodeState::Known | NodeState::Home | NodeState::Lost) {
+            if matches!(
+                state,
+                NodeState::Known | NodeState::Draining | NodeState::Home | NodeState::Lost
+            ) {
                 self.trace(now, Some(mac), What::State { state, reason });
             }
             self.event(now, mac, "state", text);
+        }
+    }
+
+    /// It is on its way: what it has until its firmware asks again begins now.
+    fn enter_going_home(&mut self, now: Now, mac: Mac, reason: String) {
+        self.change_state(now, mac, NodeState::GoingHome, reason);
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.heard = now.monotonic;
+        }
+        let patience = self.patience_of(mac);
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.step_until = Some(now.unix_secs() + (patience + REBOOT_PATIENCE).as_secs());
         }
     }
 

@@ -56,7 +56,10 @@ mod tests {
             let frame = [&u32::try_from(json.len()).expect("short").to_be_bytes()[..], json].concat();
             assert_eq!(
                 read(&mut frame.as_slice()).await.expect("valid"),
-                Some(ToNode::Pulse { time_unix_ms: 5 })
+                Some(ToNode::Pulse {
+                    time_unix_ms: 5,
+                    plan: None
+                })
             );
             assert_eq!(read(&mut [].as_slice()).await.expect("end"), None);
             assert!(read(&mut &frame[..10]).await.is_err());

@@ -7,6 +7,8 @@
 //! | `GET /v1/explain/{mac}` | - | [`Explanation`] |
 //! | `GET /v1/doctor` | - | [`crate::doctor::Checkup`] |
 //! | `GET /v1/trace/{machine}` | - | [`crate::trace::Trace`] |
+//! | `POST /v1/drain` | [`DrainRequest`] | [`NodeList`] |
+//! | `POST /v1/undrain` | [`UndrainRequest`] | [`NodeList`] |
 //! | `POST /v1/release` | [`ReleaseRequest`] | [`NodeList`] |
 //! | `POST /v1/wake` | [`WakeRequest`] | [`NodeList`] |
 //! | `GET /v1/hours?group=…` | - | [`HoursList`] |
@@ -31,7 +33,9 @@ pub enum NodeState {
     Booting,
     /// Joined.
     Up,
-    /// Draining or rebooting into its own system.
+    /// Joined, and takes no new work: its group closes soon, it was released, or an administrator drained it.
+    Draining,
+    /// Rebooting into its own system.
     GoingHome,
     /// Was sent to its own disk.
     Home,
@@ -61,6 +65,9 @@ pub struct NodeRow {
     pub reason: String,
     /// Since when, Unix time in seconds.
     pub since_unix: u64,
+    /// Until when this step lasts at the most, Unix time in seconds; absent when nothing follows by itself.
+    #[serde(default)]
+    pub deadline_unix: Option<u64>,
     /// IPv4 address it holds, if any.
     pub address: Option<String>,
     /// Boot NIC's MAC, lower-case with colons.
@@ -100,6 +107,25 @@ pub struct AdoptRequest {
     pub group: String,
     /// Node set to take names from (`lab-a[01-30]`); names in use are passed over.
     pub name: String,
+}
+
+/// `POST /v1/drain`: nodes take no more work and stay.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DrainRequest {
+    /// Node set.
+    pub nodeset: String,
+    /// Why, in plain words, for whoever lists the nodes.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+/// `POST /v1/undrain`: they take work again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UndrainRequest {
+    /// Node set.
+    pub nodeset: String,
 }
 
 /// `POST /v1/release`

@@ -42,6 +42,10 @@ pub enum ToNode {
     Pulse {
         /// The head's clock, Unix time in milliseconds.
         time_unix_ms: u64,
+        /// Given when it is not what the node was told last, with a pulse that nobody asked for. Nodes that do not know it go
+        /// home when their welcome said.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<Plan>,
     },
     /// Drain and reboot into the PC's own system.
     Release {
@@ -50,6 +54,15 @@ pub enum ToNode {
         /// Plain words, shown on the PC's screen.
         reason: String,
     },
+}
+
+/// When a node goes home: in the place of what [`Welcome`] said of it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// As [`Welcome::until`].
+    pub until: String,
+    /// As [`Welcome::home_at_unix_ms`].
+    pub home_at_unix_ms: Option<u64>,
 }
 
 /// What a node says of itself when it joins.
@@ -151,4 +164,39 @@ pub struct Welcome {
     /// The same moment for the node's own clock, Unix time in milliseconds: it goes home then even when no head says so.
     #[serde(default)]
     pub home_at_unix_ms: Option<u64>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The pulse as nodes know it that are older than [`Plan`].
+    #[derive(Debug, PartialEq, Deserialize)]
+    #[serde(tag = "type", rename_all = "kebab-case")]
+    enum OlderNode {
+        Pulse { time_unix_ms: u64 },
+    }
+
+    #[test]
+    fn a_plan_does_not_disturb_an_older_node_nor_its_absence_a_newer_one() {
+        let plan = Some(Plan {
+            until: "06:30".into(),
+            home_at_unix_ms: Some(7),
+        });
+        let pulse = ToNode::Pulse {
+            time_unix_ms: 5,
+            plan,
+        };
+        let text = serde_json::to_string(&pulse).unwrap();
+        let older: OlderNode = serde_json::from_str(&text).unwrap();
+        assert_eq!(older, OlderNode::Pulse { time_unix_ms: 5 });
+        assert_eq!(serde_json::from_str::<ToNode>(&text).unwrap(), pulse);
+        let older_head = r#"{"type":"pulse","time_unix_ms":5}"#;
+        let plain = ToNode::Pulse {
+            time_unix_ms: 5,
+            plan: None,
+        };
+        assert_eq!(serde_json::from_str::<ToNode>(older_head).unwrap(), plain);
+        assert_eq!(serde_json::to_string(&plain).unwrap(), older_head);
+    }
 }

@@ -80,7 +80,7 @@ async fn a_node_joins_pulses_and_is_released() {
     node.write_all(&bytes(&FromNode::Pulse(Load::default())))
         .await
         .unwrap();
-    assert!(matches!(answer(&mut node).await, ToNode::Pulse { time_unix_ms } if time_unix_ms > 0));
+    assert!(matches!(answer(&mut node).await, ToNode::Pulse { time_unix_ms, .. } if time_unix_ms > 0));
     let (result, pending) = core.act(|registry, now| registry.release(now, "@*"));
     result.unwrap();
     pending.done().await.unwrap();

@@ -83,7 +83,7 @@ impl Record {
     /// was restarted: a crash, or a person who wants the PC. Either way it is theirs.
     pub fn hold_when_asking(&self) -> Option<String> {
         let was_up = match self.state {
-            NodeState::Up => true,
+            NodeState::Up | NodeState::Draining => true,
             // The count is zero from the moment it was up: a machine lost before that never joined.
             NodeState::Lost => self.failed_boots == 0,
             _ => false,
@@ -156,6 +156,7 @@ impl Registry {
     }
 
     fn start_session(&mut self, now: Now, mac: Mac, firmware: Firmware) {
+        let hold_ends = self.record(mac).and_then(|record| self.hold_ends(now, record));
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
@@ -170,8 +171,16 @@ impl Registry {
         record.session_counted = false;
         machine.decision_logged = false;
         machine.last_file = None;
-        record.hold = before.hold_when_asking();
-        if matches!(before.state, NodeState::Up | NodeState::Lost | NodeState::Booting) {
+        let leaving = before.state == NodeState::Draining && machine.leaving.is_some();
+        if before.hold.is_none() {
+            record.set_hold(before.hold_when_asking(), hold_ends);
+        }
+        if leaving {
+            self.enter_going_home(now, mac, before.reason.clone());
+        } else if matches!(
+            before.state,
+            NodeState::Up | NodeState::Draining | NodeState::Lost | NodeState::Booting
+        ) {
             // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
             // packet with this MAC, the next pulse puts the row right.
             self.change_state(
@@ -219,7 +228,8 @@ impl Registry {
             self.event(now, mac, "decision", text.clone());
         }
         // A machine nobody adopted stays `seen` whatever it is told.
-        let sent_home = verdict == Verdict::LocalDisk && !matches!(state, NodeState::Seen | NodeState::Up);
+        let stays = matches!(state, NodeState::Seen | NodeState::Up | NodeState::Draining);
+        let sent_home = verdict == Verdict::LocalDisk && !stays;
         if sent_home {
             self.change_state(now, mac, NodeState::Home, text);
         }
@@ -244,6 +254,9 @@ impl Registry {
         machine.grace = BOOT_PATIENCE;
         let text = format!("was handed the loader script of image {}", tame(&image, 64));
         self.change_state(now, mac, NodeState::Booting, text);
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.step_until = Some(now.unix_secs() + BOOT_PATIENCE.as_secs());
+        }
         self.trace(now, Some(mac), script);
         self.persist(mac);
     }

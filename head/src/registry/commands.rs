@@ -1,6 +1,7 @@
 //! What the administrator asks for: adopt, release, wake. Must change nothing when a request is refused.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use cid_protocol::api::NodeState;
 use cid_protocol::node::ToNode;
@@ -206,7 +207,7 @@ impl Registry {
         let record = &mut machine.record;
         record.name = Some(name.clone());
         record.group = Some(group.to_owned());
-        record.hold = None;
+        record.set_hold(None, None);
         record.failed_boots = 0;
         self.event(now, mac, "adopted", format!("{mac} is {name} in group {group}"));
         let state = self.machines.get(&mac).map(|machine| machine.record.state);
@@ -238,39 +239,64 @@ impl Registry {
             return;
         };
         let reason = "released by the administrator".to_owned();
-        machine.record.hold = Some(reason.clone());
-        self.send_home(now, mac, "released", reason);
+        machine.record.set_hold(Some(reason.clone()), None);
+        let (drains, connection) = (machine.is_in(), machine.connection);
+        let patience = self.patience_of(mac);
+        let Some(connection) = connection.filter(|_| drains) else {
+            return self.send_home(now, mac, "released", reason, patience);
+        };
+        // It finishes what it has, within its patience, and says when it goes.
+        self.event(now, mac, "released", reason.clone());
+        self.change_state(now, mac, NodeState::Draining, reason.clone());
+        if let Some(machine) = self.machines.get_mut(&mac)
+            && machine.leaving.is_none()
+        {
+            machine.leaving = Some(now.monotonic + patience);
+            machine.step_until = Some(now.unix_secs() + patience.as_secs());
+        }
+        self.persist(mac);
+        self.tell_to_go(connection, reason, patience);
     }
 
-    /// Tells a machine to go home; whether it may come back is not decided here.
-    pub(super) fn send_home(&mut self, now: Now, mac: Mac, kind: &'static str, reason: String) {
+    fn tell_to_go(&mut self, connection: super::ConnectionId, reason: String, patience: Duration) {
+        let message = ToNode::Release {
+            patience_secs: patience.as_secs(),
+            reason,
+        };
+        self.outputs.push_back(Output::Send { connection, message });
+    }
+
+    /// Tells a machine to go home within `patience`; whether it may come back is not decided here.
+    pub(super) fn send_home(
+        &mut self,
+        now: Now,
+        mac: Mac,
+        kind: &'static str,
+        reason: String,
+        patience: Duration,
+    ) {
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
         let connection = machine.connection;
         let state = match machine.record.state {
-            NodeState::Up | NodeState::Booting | NodeState::Lost | NodeState::GoingHome => {
-                NodeState::GoingHome
-            }
+            NodeState::Up
+            | NodeState::Draining
+            | NodeState::Booting
+            | NodeState::Lost
+            | NodeState::GoingHome => NodeState::GoingHome,
             NodeState::Seen => NodeState::Seen,
             _ => NodeState::Home,
         };
-        if state == NodeState::GoingHome {
-            machine.heard = now.monotonic;
-        }
         self.event(now, mac, kind, reason.clone());
-        self.change_state(now, mac, state, reason.clone());
+        if state == NodeState::GoingHome {
+            self.enter_going_home(now, mac, reason.clone());
+        } else {
+            self.change_state(now, mac, state, reason.clone());
+        }
         self.persist(mac);
-        let patience_secs = self
-            .machines
-            .get(&mac)
-            .map_or(60, |machine| self.patience(machine).as_secs());
         if let Some(connection) = connection {
-            let message = ToNode::Release {
-                patience_secs,
-                reason,
-            };
-            self.outputs.push_back(Output::Send { connection, message });
+            self.tell_to_go(connection, reason, patience);
         }
     }
 
@@ -284,7 +310,7 @@ impl Registry {
             let Some(machine) = self.machines.get_mut(mac) else {
                 continue;
             };
-            machine.record.hold = None;
+            machine.record.set_hold(None, None);
             machine.record.failed_boots = 0;
             let state = machine.record.state;
             self.event(
@@ -298,7 +324,7 @@ impl Registry {
                 self.change_state(now, *mac, NodeState::Known, reason);
             }
             self.persist(*mac);
-            if state != NodeState::Up {
+            if !matches!(state, NodeState::Up | NodeState::Draining) {
                 self.outputs.push_back(Output::Wake(*mac));
             }
         }

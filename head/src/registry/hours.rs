@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use cid_bootserver::policy;
 use cid_protocol::api::NodeState;
+use jiff::Timestamp;
 
-use super::calendar::{Opened, later, moment};
+use super::calendar::{Opened, later, moment, seconds};
 use super::{Now, Registry};
 use crate::hours::{State, for_people};
 use crate::mac::Mac;
@@ -29,7 +30,10 @@ impl Registry {
     /// What the calendar wants done now. Call it every second; a second call finds nothing to do.
     pub fn handle_hours(&mut self, now: Now) {
         self.keep_calendar(now);
+        self.end_holds(now);
         self.handle_closing(now);
+        self.handle_draining(now);
+        self.tell_plans(now);
         self.handle_opening(now);
     }
 
@@ -63,13 +67,49 @@ impl Registry {
         }
         let up = self.machines.values().filter(|machine| {
             let group = self.group_of(&machine.record).map(|(name, _)| name);
-            machine.record.state == NodeState::Up
-                && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
+            machine.is_in() && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
         });
         let macs: Vec<Mac> = up.map(|machine| machine.record.mac).collect();
         for mac in macs {
-            self.send_home(now, mac, "closing", "its group's hours have ended".to_owned());
+            // It has had its patience before.
+            let reason = "its group's hours have ended".to_owned();
+            self.send_home(now, mac, "closing", reason, Duration::ZERO);
         }
+    }
+
+    /// A person who took a PC has it until the next opening that was planned then, Unix seconds; `None` is for good.
+    pub(super) fn hold_ends(&self, now: Now, record: &super::Record) -> Option<u64> {
+        let (name, _) = self.group_of(record)?;
+        self.plan(now, name)?.opens().map(seconds)
+    }
+
+    /// Lets go of machines that a person took, when their group opens again.
+    fn end_holds(&mut self, now: Now) {
+        let over = self.records().filter(|record| {
+            record.hold.is_some() && record.hold_until.is_some_and(|until| until <= now.unix_secs())
+        });
+        for mac in over.map(|record| record.mac).collect::<Vec<_>>() {
+            if let Some(machine) = self.machines.get_mut(&mac) {
+                machine.record.set_hold(None, None);
+            }
+            let text = "its group's hours begin again: it may boot";
+            self.event(now, mac, "hold-ended", text.to_owned());
+            self.persist(mac);
+        }
+    }
+
+    /// Why a machine may not boot if its firmware asks now, and how long that lasts, for people.
+    pub fn hold_text(&self, now: Now, record: &super::Record) -> Option<String> {
+        let hold = record.hold_when_asking()?;
+        let until = match &record.hold {
+            Some(_) => record.hold_until,
+            None => self.hold_ends(now, record),
+        };
+        let until = until.and_then(|until| Timestamp::from_second(i64::try_from(until).ok()?).ok());
+        Some(match until {
+            Some(until) => format!("{hold}, until {}", for_people(&self.zone, until)),
+            None => hold,
+        })
     }
 
     /// Until when `group` computes, for the PC's screen: the time of day, `Mon 06:30` when it is more than a day away, or nothing.
@@ -141,7 +181,7 @@ impl Registry {
             });
             let (up, silent): (Vec<_>, Vec<_>) = members
                 .map(|record| (record.mac, record.label(), record.state))
-                .partition(|(_, _, state)| *state == NodeState::Up);
+                .partition(|(_, _, state)| matches!(state, NodeState::Up | NodeState::Draining));
             if last {
                 let mut names: Vec<String> = silent.into_iter().map(|(_, name, _)| name).collect();
                 names.sort();

@@ -86,6 +86,12 @@ impl Record {
         }
     }
 
+    /// Holds it, or lets it go; `until` (Unix seconds) is when a hold ends by itself.
+    pub(super) fn set_hold(&mut self, hold: Option<String>, until: Option<u64>) {
+        self.hold_until = until.filter(|_| hold.is_some());
+        self.hold = hold;
+    }
+
     /// Its name, or its MAC while it has none.
     pub fn label(&self) -> String {
         self.name.clone().unwrap_or_else(|| self.mac.to_string())
@@ -104,6 +110,12 @@ pub(super) struct Machine {
     /// How long silence is borne from `heard` on.
     pub(super) grace: Duration,
     pub(super) load: Option<Load>,
+    /// When the node over this connection believes that it goes home, Unix time in milliseconds.
+    pub(super) told: Option<u64>,
+    /// It was told to go home and drains; at this moment, on the monotonic clock, it is taken to be on its way.
+    pub(super) leaving: Option<Duration>,
+    /// Until when the state lasts at the most, Unix seconds.
+    pub(super) step_until: Option<u64>,
     /// The decision of this boot session is in the event log already.
     pub(super) decision_logged: bool,
     /// Last file fetched in this boot session.
@@ -122,11 +134,19 @@ impl Machine {
             heard,
             grace,
             load: None,
+            told: None,
+            leaving: None,
+            step_until: None,
             decision_logged: false,
             last_file: None,
             loader_served: None,
             stale: false,
         }
+    }
+
+    /// It is in the cluster, whether or not it takes work.
+    pub(super) fn is_in(&self) -> bool {
+        matches!(self.record.state, NodeState::Up | NodeState::Draining)
     }
 
     /// Nobody adopted it: it counts against the limit of strangers.
@@ -142,6 +162,7 @@ pub fn state_word(state: NodeState) -> &'static str {
         NodeState::Known => "known",
         NodeState::Booting => "booting",
         NodeState::Up => "up",
+        NodeState::Draining => "draining",
         NodeState::GoingHome => "going-home",
         NodeState::Home => "home",
         NodeState::Lost => "lost",
@@ -150,11 +171,12 @@ pub fn state_word(state: NodeState) -> &'static str {
 }
 
 /// Every state, in the order of the API's documentation.
-pub const STATES: [NodeState; 8] = [
+pub const STATES: [NodeState; 9] = [
     NodeState::Seen,
     NodeState::Known,
     NodeState::Booting,
     NodeState::Up,
+    NodeState::Draining,
     NodeState::GoingHome,
     NodeState::Home,
     NodeState::Lost,

@@ -49,11 +49,9 @@ impl Registry {
         };
         match &hold {
             // It is back from a boot that was under way when it was released, or the release did not reach it.
-            Some(reason) => self.change_state(now, mac, NodeState::GoingHome, reason.clone()),
-            None if same_boot => {
-                self.change_state(now, mac, NodeState::Up, "joined; found its head again".to_owned())
-            }
-            None => self.change_state(now, mac, NodeState::Up, "joined".to_owned()),
+            Some(reason) => self.enter_going_home(now, mac, reason.clone()),
+            None if same_boot => self.come_up(now, mac, "joined; found its head again".to_owned()),
+            None => self.come_up(now, mac, "joined".to_owned()),
         }
         self.persist(mac);
         let name = self.machines[&mac].record.label();
@@ -63,6 +61,9 @@ impl Registry {
         };
         self.trace(now, Some(mac), joined);
         let (until, home_at_unix_ms) = (self.open_until(now, &group), self.closes_at(now, &group));
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            machine.told = home_at_unix_ms;
+        }
         let welcome = Welcome {
             name,
             group,
@@ -183,6 +184,7 @@ impl Registry {
         self.revive(now, mac, connection);
         let message = ToNode::Pulse {
             time_unix_ms: now.unix_ms,
+            plan: None,
         };
         self.outputs.push_back(Output::Send { connection, message });
     }
@@ -201,9 +203,9 @@ impl Registry {
         if machine.connection != Some(connection) || !doubted || held {
             return;
         }
-        record.hold = None;
+        record.set_hold(None, None);
         record.failed_boots = 0;
-        self.change_state(now, mac, NodeState::Up, "it still speaks".to_owned());
+        self.come_up(now, mac, "it still speaks".to_owned());
         self.persist(mac);
     }
 
@@ -212,7 +214,10 @@ impl Registry {
     pub fn handle_beacon(&mut self, now: Now, address: Ipv4Addr, name: &str) {
         let speaks = |record: &super::Record| {
             record.address == Some(address)
-                && matches!(record.state, NodeState::Up | NodeState::Lost)
+                && matches!(
+                    record.state,
+                    NodeState::Up | NodeState::Draining | NodeState::Lost
+                )
                 && record.label() == name
         };
         let speaker = self
@@ -233,13 +238,13 @@ impl Registry {
         machine.record.last_seen = now.unix_secs();
         machine.stale = true;
         if machine.record.state == NodeState::Lost {
-            self.change_state(now, mac, NodeState::Up, "heard again".to_owned());
+            self.come_up(now, mac, "heard again".to_owned());
             self.persist(mac);
         }
     }
 
-    /// The node leaves by itself: a person, its own clock, an alarm. It is not booted again until `wake`: the one
-    /// who sat down at the PC has not finished when its own system has started.
+    /// The node leaves by itself: a person, its own clock, an alarm. It is not booted again before its group opens the next time,
+    /// or `wake`: the one who sat down at the PC has not finished when its own system has started.
     pub fn handle_going_home(&mut self, now: Now, connection: ConnectionId, reason: &str) {
         let Some(mac) = self.connections.get(&connection).copied() else {
             return;
@@ -249,19 +254,19 @@ impl Registry {
             return;
         };
         // One that was sent home at the end of the hours is nobody's in particular: it comes again when they begin.
-        let sent = machine.record.state == NodeState::GoingHome;
+        let sent = machine.record.state == NodeState::GoingHome || machine.leaving.is_some();
         let record = &machine.record;
         let open = self
             .group_of(record)
             .is_some_and(|(group, _)| self.is_open(now, group));
+        let ends = self.hold_ends(now, record);
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
-        machine.heard = now.monotonic;
         if machine.record.hold.is_none() && open && !sent {
-            machine.record.hold = Some(reason.clone());
+            machine.record.set_hold(Some(reason.clone()), ends);
         }
-        self.change_state(now, mac, NodeState::GoingHome, reason.clone());
+        self.enter_going_home(now, mac, reason.clone());
         self.trace(now, Some(mac), What::Left { reason });
         self.persist(mac);
     }

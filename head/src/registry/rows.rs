@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use cid_protocol::api::{NodeRow, NodeState};
+use cid_protocol::api::NodeRow;
 
 use super::{Registry, STATES, address_text, state_word};
 use crate::mac::Mac;
@@ -34,13 +34,14 @@ impl Registry {
         let machine = self.machines.get(&mac)?;
         let record = &machine.record;
         let group = self.group_of(record);
-        let up = record.state == NodeState::Up;
+        let up = machine.is_in();
         Some(NodeRow {
             name: record.label(),
             group: group.map(|(name, _)| name.to_owned()).unwrap_or_default(),
             state: record.state,
             reason: record.reason.clone(),
             since_unix: record.since,
+            deadline_unix: machine.step_until,
             address: address_text(record.address),
             mac: mac.to_string(),
             uuid: record.uuid.clone(),

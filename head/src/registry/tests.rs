@@ -5,6 +5,7 @@ use cid_protocol::node::{Hardware, Hello, Link, Load, NODE_PROTOCOL_VERSION};
 use super::*;
 
 mod adoption;
+mod draining;
 mod exceptions;
 mod hours;
 mod life;

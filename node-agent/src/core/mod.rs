@@ -126,7 +126,9 @@ pub(crate) struct Node {
     first_address_at: Option<Duration>,
     last_tried: Option<u32>,
     refused: Option<(Duration, String)>,
-    /// When the hours of its group end.
+    /// When the hours of its group end by the head's clock, Unix time in milliseconds: what the head said last.
+    closes_unix_ms: Option<u64>,
+    /// The same by our own clock, with the head's grace.
     home_at: Option<Duration>,
     name: String,
     alive_at: Duration,
@@ -147,6 +149,7 @@ impl Node {
             first_address_at: None,
             last_tried: None,
             refused: None,
+            closes_unix_ms: None,
             home_at: None,
             name: String::new(),
             alive_at: now,
@@ -223,9 +226,8 @@ impl Node {
                 };
                 // Below it, one lost pulse would be the end.
                 self.config.bail_out = Duration::from_secs(welcome.bail_out_secs).max(PULSE_BOUND);
-                self.home_at = welcome.home_at_unix_ms.map(|at| {
-                    now + Duration::from_millis(at.saturating_sub(welcome.time_unix_ms)) + CLOSING_GRACE
-                });
+                self.closes_unix_ms = welcome.home_at_unix_ms;
+                self.plan_to_go(now, welcome.time_unix_ms);
                 self.retry = FIRST_RETRY;
                 self.refused = None;
                 self.name.clone_from(&welcome.name);
@@ -238,16 +240,19 @@ impl Node {
                     ("group", welcome.group),
                     ("until", welcome.until),
                 ] {
-                    let key = key.to_owned();
-                    self.outputs
-                        .push_back(Output::Tell(FromAgent::Fact { key, text }));
+                    self.tell_fact(key, text);
                 }
                 self.outputs.push_back(Output::Tell(FromAgent::Up(welcome.name)));
                 self.announce(NodeState::Up);
                 self.handle_deadline(now);
             }
-            (State::Up { heard, .. }, ToNode::Pulse { time_unix_ms }) => {
+            (State::Up { heard, .. }, ToNode::Pulse { time_unix_ms, plan }) => {
                 *heard = now;
+                if let Some(plan) = plan {
+                    self.closes_unix_ms = plan.home_at_unix_ms;
+                    self.tell_fact("until", plan.until);
+                }
+                self.plan_to_go(now, time_unix_ms);
                 self.outputs.push_back(Output::SetClock {
                     unix_ms: time_unix_ms,
                 });
@@ -460,6 +465,19 @@ impl Node {
         self.state = State::Over;
         self.outputs
             .push_back(Output::Tell(FromAgent::Home(to_init.to_owned())));
+    }
+
+    /// Each word of the head sets the hour anew, so that a clock that was put right there is right here.
+    fn plan_to_go(&mut self, now: Duration, time_unix_ms: u64) {
+        self.home_at = self
+            .closes_unix_ms
+            .map(|at| now + Duration::from_millis(at.saturating_sub(time_unix_ms)) + CLOSING_GRACE);
+    }
+
+    fn tell_fact(&mut self, key: &str, text: String) {
+        let key = key.to_owned();
+        self.outputs
+            .push_back(Output::Tell(FromAgent::Fact { key, text }));
     }
 
     fn say_what_is_missing(&mut self) {

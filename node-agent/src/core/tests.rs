@@ -1,6 +1,6 @@
 //! Timed traces: at this time this happens, at that time the node wants that.
 
-use cid_protocol::node::Welcome;
+use cid_protocol::node::{Plan, Welcome};
 
 use super::*;
 
@@ -68,6 +68,10 @@ fn welcome() -> ToNode {
     })
 }
 
+fn pulse(time_unix_ms: u64, plan: Option<Plan>) -> ToNode {
+    ToNode::Pulse { time_unix_ms, plan }
+}
+
 /// A node that is up over link 1 at second 1, with a second link that has an address.
 fn up() -> Node {
     let mut n = node(Some(1));
@@ -108,7 +112,7 @@ fn pass(n: &mut Node, from: u64, to: u64, answers: bool) -> Vec<(u64, Output)> {
         n.handle_deadline(now);
         for output in drain(n) {
             match output {
-                Output::SendPulse if answers => n.handle_message(now, ToNode::Pulse { time_unix_ms: 9 }),
+                Output::SendPulse if answers => n.handle_message(now, pulse(9, None)),
                 Output::SendPulse | Output::SetClock { .. } => {}
                 Output::Connect { .. } => {
                     wanted.push((now.as_secs(), output));
@@ -363,12 +367,74 @@ fn at_the_end_of_the_hours_a_node_without_a_head_goes_home_by_its_own_clock() {
     drain(&mut n);
     n.handle_closed(at(20), "the head has died");
     drain(&mut n);
-    let home = |outputs: &[(u64, Output)]| {
-        let home = |(second, output): &(u64, Output)| {
-            matches!(output, Output::Tell(FromAgent::Home(_))).then_some(*second)
-        };
-        outputs.iter().find_map(home)
-    };
     // A minute after the welcome, and the grace that the head has to say so itself.
     assert_eq!(home(&pass(&mut n, 20, 200, false)), Some(12 + 60 + 5));
+}
+
+/// The second at which the node leaves, with the head silent from second 30 on.
+fn leaves_after(plans: &[(u64, Option<u64>)]) -> Option<u64> {
+    let mut n = up();
+    for (second, closes) in plans {
+        let closes = closes.map(|second| second * 1_000);
+        let plan = Plan {
+            until: String::new(),
+            home_at_unix_ms: closes,
+        };
+        n.handle_message(at(*second), pulse(second * 1_000, Some(plan)));
+        drain(&mut n);
+    }
+    n.handle_closed(at(30), "the head has died");
+    drain(&mut n);
+    home(&pass(&mut n, 30, 500, false))
+}
+
+fn home(outputs: &[(u64, Output)]) -> Option<u64> {
+    let home = |(second, output): &(u64, Output)| {
+        matches!(output, Output::Tell(FromAgent::Home(_))).then_some(*second)
+    };
+    outputs.iter().find_map(home)
+}
+
+#[test]
+fn the_newest_word_on_the_hours_counts_whichever_way_it_moves_them() {
+    assert_eq!(leaves_after(&[(10, Some(100))]), Some(105));
+    assert_eq!(
+        leaves_after(&[(10, Some(100)), (20, Some(200))]),
+        Some(205),
+        "later"
+    );
+    assert_eq!(
+        leaves_after(&[(10, Some(200)), (20, Some(100))]),
+        Some(105),
+        "earlier"
+    );
+    assert_eq!(
+        leaves_after(&[(10, Some(200)), (29, Some(5))]),
+        Some(34),
+        "over already"
+    );
+    // Control: taken back, or never said.
+    assert_eq!(leaves_after(&[(10, Some(100)), (20, None)]), None);
+    assert_eq!(leaves_after(&[]), None);
+}
+
+#[test]
+fn a_pulse_without_a_plan_keeps_it_and_follows_the_heads_clock() {
+    let mut n = up();
+    let plan = Plan {
+        until: "06:30".into(),
+        home_at_unix_ms: Some(1_000_000),
+    };
+    n.handle_message(at(10), pulse(900_000, Some(plan)));
+    let told: Vec<_> = std::iter::from_fn(|| n.poll_output()).collect();
+    let until = Output::Tell(FromAgent::Fact {
+        key: "until".into(),
+        text: "06:30".into(),
+    });
+    assert!(told.contains(&until), "{told:?}");
+    // The head's clock was a minute behind and was put right.
+    n.handle_message(at(20), pulse(970_000, None));
+    n.handle_closed(at(21), "the head has died");
+    drain(&mut n);
+    assert_eq!(home(&pass(&mut n, 21, 500, false)), Some(20 + 30 + 5));
 }

@@ -20,7 +20,7 @@ impl Trace {
     }
 
     /// A node of lab-a that is up over connection 1.
-    fn with_node(text: &str) -> Self {
+    pub(super) fn with_node(text: &str) -> Self {
         let mut trace = Self::with(text);
         trace.session(1, 1);
         trace.adopt(1, "lab-a01");

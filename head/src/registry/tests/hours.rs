@@ -29,7 +29,7 @@ fn at_closing_a_node_goes_home_and_nothing_holds_it_there() {
     assert_eq!(welcome.as_deref(), Some("22:30"), "what the PC's screen says");
     trace.registry.handle_hours(at(999));
     trace.drain();
-    assert_eq!(trace.state(1), NodeState::Up);
+    assert_eq!(trace.state(1), NodeState::Draining);
     trace.registry.handle_hours(at(1_000));
     trace.registry.handle_hours(at(1_001));
     trace.drain();

@@ -32,7 +32,7 @@ fn from_seen_over_adopted_and_booting_to_up_and_home() {
     trace.registry.release(at(30), "lab-a01").unwrap();
     trace.drain();
     assert!(trace.disk[&mac(1)].hold.is_some());
-    assert_eq!(trace.state(1), NodeState::GoingHome);
+    assert_eq!(trace.state(1), NodeState::Draining);
     assert!(matches!(
         trace.sent.last().unwrap().1,
         ToNode::Release {
