@@ -20,7 +20,7 @@ use cid_bootserver::dhcp::socket::{Shell, Sockets};
 use cid_bootserver::files::{BootBegins, Files};
 use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::neighbours::KernelTable;
-use cid_bootserver::policy::Transport;
+use cid_bootserver::policy::{ImageFault, Reason, Transport};
 use cid_bootserver::site::{GroupSettings, Offers};
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
@@ -417,10 +417,24 @@ async fn load_offers(config: &Config, address: Ipv4Addr) -> Result<Arc<Offers>> 
     let offers = tokio::task::spawn_blocking(load)
         .await
         .context("the images cannot be read")?;
+    if let Some(chain) = broken_chain(&offers) {
+        bail!("{chain}, then start the head again");
+    }
     for finding in findings(&offers) {
         tracing::warn!("{finding}");
     }
     Ok(Arc::new(offers))
+}
+
+/// The first group whose UEFI PCs would be led into a chain of loaders that ends before the kernel. A head that starts
+/// with it would strand each of them once; one that runs when an image breaks sends them to their disks instead.
+fn broken_chain(offers: &Offers) -> Option<String> {
+    let current = offers.current();
+    current.site.groups.iter().find_map(|(name, group)| {
+        let fault = group.image_fault.as_ref()?;
+        let broken = matches!(fault, ImageFault::BrokenChain(_));
+        broken.then(|| format!("group {name}: {}", fault_text(fault, &group.image)))
+    })
 }
 
 async fn watch_images(offers: Arc<Offers>) {
@@ -450,8 +464,7 @@ fn findings(offers: &Offers) -> Vec<String> {
     found
 }
 
-fn fault_text(fault: &cid_bootserver::policy::ImageFault, image: &str) -> String {
-    use cid_bootserver::policy::{ImageFault, Reason};
+fn fault_text(fault: &ImageFault, image: &str) -> String {
     match fault {
         ImageFault::Missing(what) => Reason::ImageMissing(what.clone()).to_string(),
         ImageFault::Damaged(what) => Reason::ImageDamaged(what.clone()).to_string(),

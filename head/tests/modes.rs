@@ -5,11 +5,12 @@
 #[allow(dead_code, reason = "shared with the tests of full mode")]
 mod room;
 
+use std::fs;
 use std::process::Stdio;
 
 use cid_bootserver::dhcp::packet::{MessageType, Packet, option};
 use cid_protocol::api::{DhcpStatus, Explanation, NodeState, Status};
-use room::{LIMIT, MAC, Room, run, wait_for};
+use room::{LIMIT, MAC, Room, artifact, run, wait_for};
 
 /// The PC's address, from the campus.
 const GIVEN: &str = "10.77.0.50";
@@ -174,9 +175,9 @@ fn port_4011_is_answered_from_port_4011_and_a_quirk_can_be_forced() {
 fn two_interfaces_are_served_each_in_its_own_name() {
     let room = Room::new("");
     let file = room.path("head.toml");
-    let text = std::fs::read_to_string(&file).expect("head.toml");
+    let text = fs::read_to_string(&file).expect("head.toml");
     let text = text.replace("interface = \"head0\"\n", "interfaces = [\"head0\", \"head1\"]\n");
-    std::fs::write(&file, text + "[dhcp]\nmode = \"proxy\"\n").expect("head.toml");
+    fs::write(&file, text + "[dhcp]\nmode = \"proxy\"\n").expect("head.toml");
     run(room
         .at_head("ip")
         .args(["link", "add", "head1", "type", "veth", "peer", "name", "far1"]));
@@ -255,6 +256,37 @@ fn who_runs_a_loader_of_ours_is_restarted_and_not_refused() {
     assert_eq!(fetch(&room, GIVEN, "undionly.kpxe"), None);
 }
 
+/// Puts a further file into the image.
+fn add_to_image(room: &Room, name: &str, text: &str) {
+    let image = room.path("images/minimal");
+    let file = image.join(name);
+    fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+    fs::write(file, text).expect("a file");
+    let path = image.join("manifest.json");
+    let before = fs::read(&path).expect("a manifest");
+    let mut manifest: serde_json::Value = serde_json::from_slice(&before).expect("a manifest");
+    manifest["artifacts"][name] = artifact(text);
+    fs::write(path, manifest.to_string()).expect("a manifest");
+}
+
+#[test]
+fn a_chain_of_loaders_that_cannot_boot_keeps_the_head_from_starting() {
+    let room = Room::new("[dhcp]\nmode = \"off\"");
+    add_to_image(&room, "efi/shimx64.efi", "shim");
+    add_to_image(&room, "efi/grubx64.efi", "GRUB");
+    let output = room.head_command(&[]).output().expect("the head runs");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let last = said.lines().last().unwrap_or_default();
+    assert!(
+        last.contains("efi/mmx64.efi is missing; build the image again"),
+        "{said}"
+    );
+    // The control: with its last link it starts.
+    add_to_image(&room, "efi/mmx64.efi", "MokManager");
+    room.start_head(&[]);
+}
+
 /// Each product that can be had here reads the lines with its own syntax check.
 #[test]
 fn the_lines_for_other_servers_pass_their_own_checks() {
@@ -263,7 +295,7 @@ fn the_lines_for_other_servers_pass_their_own_checks() {
     let check = |name: &str, text: String, command: &[&str]| {
         assert!(text.contains("http://10.77.0.1/shimx64.efi"), "{text}");
         let file = room.path(name);
-        std::fs::write(&file, text).expect("a file");
+        fs::write(&file, text).expect("a file");
         let (program, arguments) = command.split_first().expect("a program");
         let output = room
             .at_head(program)

@@ -92,6 +92,15 @@ pub(crate) fn wait_for<T>(what: &str, limit: Duration, mut look: impl FnMut() ->
     }
 }
 
+/// A file as a manifest lists it.
+pub(crate) fn artifact(text: &str) -> serde_json::Value {
+    let sha256: String = Sha256::digest(text)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    serde_json::json!({ "sha256": sha256, "size": text.len() })
+}
+
 impl Room {
     /// The cable, and a `head.toml` with `more` at its top level and an image named `minimal`.
     pub(crate) fn new(more: &str) -> Self {
@@ -140,14 +149,7 @@ impl Room {
             ("bios/undionly.kpxe", "iPXE"),
         ] {
             fs::write(image.join(name), text).expect("a file");
-            let sha256: String = Sha256::digest(text)
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect();
-            artifacts.insert(
-                name.to_owned(),
-                serde_json::json!({ "sha256": sha256, "size": text.len() }),
-            );
+            artifacts.insert(name.to_owned(), artifact(text));
         }
         let manifest = serde_json::json!({
             "version": 1, "name": "minimal", "kernel_release": "6.12", "cmdline": "quiet", "recipe_sha256": "",
