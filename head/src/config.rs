@@ -18,7 +18,10 @@ use crate::mac::Mac;
 
 use jiff::tz::TimeZone;
 
+use cid_protocol::node::{Ending, WayHome};
+
 use crate::hours::Hours;
+use crate::wake::WakeCommand;
 
 pub use check::{parse_duration, parse_pattern};
 pub use render::{STARTER, render};
@@ -85,6 +88,12 @@ pub struct Group {
     pub hours: Hours,
     /// Whether its machines are woken when the hours begin.
     pub wake: bool,
+    /// What wakes one of its machines in place of Wake-on-LAN.
+    pub wake_command: Option<WakeCommand>,
+    /// What a node does when it is sent home and nobody stands before it.
+    pub at_close: Ending,
+    /// How a node that restarts gets to the PC's own system.
+    pub way_home: WayHome,
     /// Machines that may boot in this group without being adopted one by one.
     pub matches: Vec<Pattern>,
 }

@@ -2,7 +2,6 @@
 //! order and never before what they acknowledge is on disk. Must not know what travels over the connections.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 use crate::mac::Mac;
 use crate::registry::{ConnectionId, Now, Output, Registry};
 use crate::store::{Commit, Store, StoreError, Write};
+use crate::wake::{Power, Target};
 
 /// Deliveries that may wait for commits before them.
 const DELIVERIES: usize = 16_384;
@@ -90,7 +90,7 @@ pub struct Core {
     deliveries: mpsc::Sender<Delivery>,
     connections: Mutex<BTreeMap<ConnectionId, mpsc::Sender<Outgoing>>>,
     next_connection: AtomicU64,
-    broadcast: Ipv4Addr,
+    power: Arc<Power>,
     /// Drops of the head's own doors (node connections, API, beacons).
     pub drops: Drops,
 }
@@ -111,8 +111,8 @@ fn now_since(started: Instant) -> Now {
 
 impl Core {
     /// Puts the parts together and starts the task that delivers and the one that watches deadlines. `registry`
-    /// builds the registry at the first reading of the clocks. Wake-on-LAN packets go to `broadcast`.
-    pub fn start(store: Store, broadcast: Ipv4Addr, registry: impl FnOnce(Now) -> Registry) -> Arc<Self> {
+    /// builds the registry at the first reading of the clocks. `power` switches PCs on.
+    pub fn start(store: Store, power: Power, registry: impl FnOnce(Now) -> Registry) -> Arc<Self> {
         let started = Instant::now();
         let (deliveries, queue) = mpsc::channel(DELIVERIES);
         let core = Arc::new(Self {
@@ -122,7 +122,7 @@ impl Core {
             deliveries,
             connections: Mutex::new(BTreeMap::new()),
             next_connection: AtomicU64::new(1),
-            broadcast,
+            power: Arc::new(power),
             drops: Drops::default(),
         });
         tokio::spawn(deliver(Arc::downgrade(&core), queue));
@@ -236,11 +236,11 @@ impl Core {
         lock(&self.connections).len()
     }
 
-    fn hand_over(&self, output: Output) {
+    fn hand_over(self: &Arc<Self>, output: Output) {
         let (connection, outgoing) = match output {
             Output::Send { connection, message } => (connection, Outgoing::Message(Box::new(message))),
             Output::Close { connection } => (connection, Outgoing::Close),
-            Output::Wake(mac) => return self.send_magic_packet(mac),
+            Output::Wake(target) => return self.wake(*target),
             Output::Persist(_)
             | Output::PersistLazily(_)
             | Output::Forget(_)
@@ -258,27 +258,27 @@ impl Core {
         }
     }
 
-    fn send_magic_packet(&self, mac: Mac) {
-        let packet = magic_packet(mac);
-        let send = || -> std::io::Result<()> {
-            let socket = std::net::UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-            socket.set_broadcast(true)?;
-            // Port 9 (discard), as every other tool does; NICs look at the payload only.
-            socket
-                .send_to(&packet, SocketAddrV4::new(self.broadcast, 9))
-                .map(drop)
+    /// On the side: a wake command takes seconds.
+    fn wake(self: &Arc<Self>, target: Target) {
+        let Some(place) = self.power.place() else {
+            return self.drops.count("too-many-to-wake");
         };
-        if let Err(error) = send() {
-            tracing::warn!(%mac, %error, "no Wake-on-LAN packet left");
-        }
+        let (core, power) = (Arc::downgrade(self), Arc::clone(&self.power));
+        tokio::spawn(async move {
+            let outcome = match power.control(&target).wake(&target).await {
+                Ok(None) => return,
+                Ok(Some(text)) => Ok(text),
+                Err(error) => Err(error.to_string()),
+            };
+            drop(place);
+            if let Some(core) = core.upgrade() {
+                let told = |registry: &mut Registry, now| {
+                    registry.handle_wake_outcome(now, target.mac, outcome);
+                };
+                core.act(told).1.unacknowledged();
+            }
+        });
     }
-}
-
-/// Six bytes of ones, then the MAC sixteen times.
-fn magic_packet(mac: Mac) -> Vec<u8> {
-    let mut packet = vec![0xff; 6];
-    packet.extend(mac.0.iter().copied().cycle().take(16 * 6));
-    packet
 }
 
 fn event(now: Now, mac: Option<Mac>, name: String, kind: &str, text: String) -> Event {
@@ -322,24 +322,12 @@ async fn tick(core: std::sync::Weak<Core>) {
         let input = |registry: &mut Registry, now: Now| {
             registry.handle_deadline(now);
             registry.handle_hours(now);
+            registry.handle_calls(now);
             if now.monotonic >= flushed + FLUSH {
                 flushed = now.monotonic;
                 registry.flush_lazily();
             }
         };
         core.act(input).1.unacknowledged();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_magic_packet_is_six_ones_and_the_address_sixteen_times() {
-        let packet = magic_packet(Mac([1, 2, 3, 4, 5, 6]));
-        assert_eq!(packet.len(), 102);
-        assert_eq!(packet[..6], [0xff; 6]);
-        assert!(packet[6..].chunks(6).all(|chunk| chunk == [1, 2, 3, 4, 5, 6]));
     }
 }

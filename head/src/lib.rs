@@ -20,4 +20,5 @@ pub mod rivals;
 pub mod service;
 pub mod store;
 pub mod timeline;
+pub mod wake;
 pub mod wall;

@@ -145,8 +145,15 @@ where
             }
             (_, false) => return Ended::NoHello,
             (FromNode::Pulse(load), true) => core.act(|registry, now| registry.handle_pulse(now, id, load)).1,
-            (FromNode::GoingHome { reason }, true) => {
-                core.act(|registry, now| registry.handle_going_home(now, id, &reason))
+            (
+                FromNode::GoingHome {
+                    reason,
+                    leaving,
+                    steps,
+                },
+                true,
+            ) => {
+                core.act(|registry, now| registry.handle_going_home(now, id, &reason, leaving, &steps))
                     .1
             }
         };

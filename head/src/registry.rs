@@ -12,13 +12,14 @@ mod hours;
 mod machine;
 mod node;
 mod rows;
+mod wake;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use cid_protocol::api::NodeState;
-use cid_protocol::node::ToNode;
+use cid_protocol::node::{Leaving, ToNode};
 use cid_protocol::trace::{Step, What};
 
 use jiff::tz::TimeZone;
@@ -27,6 +28,7 @@ use crate::config::{Config, Group, Pattern, Unknown};
 use crate::mac::Mac;
 use crate::nodeset::glob_matches;
 use crate::timeline::{self, Timelines};
+use crate::wake::Target;
 
 pub use boot::{Firmware, Observation, Verdict};
 pub use calendar::{GroupRecord, Opened};
@@ -42,6 +44,8 @@ pub const RESTART_GRACE: Duration = Duration::from_secs(60);
 pub const BOOT_PATIENCE: Duration = Duration::from_secs(600);
 /// What a PC has, behind its `patience`, for the reboot until its firmware asks again.
 pub const REBOOT_PATIENCE: Duration = Duration::from_secs(300);
+/// From the last word of a node to its reset or its end, when its firmware will not ask: PID 1 needs 5 s.
+pub const LEAVING_TIME: Duration = Duration::from_secs(20);
 /// Failed boots in a row that send a machine to its own disk.
 pub const MAX_FAILED_BOOTS: u32 = 2;
 /// Machines that nobody adopted; the one not heard for longest makes room.
@@ -114,8 +118,8 @@ pub enum Output {
         /// Which.
         connection: ConnectionId,
     },
-    /// Broadcast a Wake-on-LAN packet.
-    Wake(Mac),
+    /// Switch a PC on; what comes of it is told to [`Registry::handle_wake_outcome`].
+    Wake(Box<Target>),
 }
 
 /// The state machine.
@@ -236,10 +240,7 @@ impl Registry {
                 continue;
             }
             let (state, reason) = match machine.record.state {
-                NodeState::GoingHome => (
-                    NodeState::Home,
-                    "left the cluster; its firmware has not asked this head for a boot".to_owned(),
-                ),
+                NodeState::GoingHome => (NodeState::Home, home_because(machine.way_out).to_owned()),
                 NodeState::Booting => (
                     NodeState::Lost,
                     format!("did not join within {silent} s of its boot"),
@@ -256,6 +257,7 @@ impl Registry {
         match machine.record.state {
             NodeState::Draining if machine.leaving.is_some() => machine.leaving,
             NodeState::Up | NodeState::Draining | NodeState::Booting => Some(base + machine.grace),
+            NodeState::GoingHome if machine.way_out != Leaving::LocalBoot => Some(base + LEAVING_TIME),
             NodeState::GoingHome => Some(base + self.patience(machine) + REBOOT_PATIENCE),
             _ => None,
         }
@@ -387,7 +389,11 @@ impl Registry {
         }
         let patience = self.patience_of(mac);
         if let Some(machine) = self.machines.get_mut(&mac) {
-            machine.step_until = Some(now.unix_secs() + (patience + REBOOT_PATIENCE).as_secs());
+            let time = match machine.way_out {
+                Leaving::LocalBoot => patience + REBOOT_PATIENCE,
+                Leaving::BootNext | Leaving::PowerOff => LEAVING_TIME,
+            };
+            machine.step_until = Some(now.unix_secs() + time.as_secs());
         }
     }
 
@@ -454,6 +460,15 @@ impl Registry {
         self.strangers -= 1;
         self.outputs.push_back(Output::Forget(mac));
         true
+    }
+}
+
+/// Why a machine that left is at home though its firmware has not asked.
+fn home_because(leaving: Leaving) -> &'static str {
+    match leaving {
+        Leaving::LocalBoot => "left the cluster; its firmware has not asked this head for a boot",
+        Leaving::BootNext => "left the cluster; its firmware starts its own system without asking (BootNext)",
+        Leaving::PowerOff => "left the cluster and switched itself off",
     }
 }
 

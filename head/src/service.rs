@@ -40,6 +40,7 @@ use crate::interface::{self, Interface};
 use crate::kept::Kept;
 use crate::registry::Registry;
 use crate::store::Store;
+use crate::wake::Power;
 use crate::{beacons, nodes};
 
 /// How often the image folder is looked at.
@@ -109,8 +110,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     let machines = contents.machines;
     let leases = contents.leases;
     tracing::info!(machines = machines.len(), leases = leases.len(), "state read");
-    let broadcast = interface.subnet.broadcast();
-    let core = Core::start(store, broadcast, |now| {
+    let core = Core::start(store, Power::new(interfaces.clone()), |now| {
         let mut registry = Registry::new(&config, machines, now);
         registry.restore_timelines(contents.steps);
         registry.restore_groups(contents.groups);

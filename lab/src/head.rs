@@ -41,6 +41,8 @@ pub struct HeadOptions {
     pub clock_ahead: u64,
     /// Further lines of `head.toml`, at its top level.
     pub more: String,
+    /// Further lines of the group.
+    pub keys: String,
     /// Further tables of `head.toml`, at its end.
     pub tables: String,
 }
@@ -94,6 +96,7 @@ impl HeadOptions {
             clock_ahead: 0,
             mode: DhcpMode::Full,
             more: String::new(),
+            keys: String::new(),
             tables: String::new(),
         }
     }
@@ -108,6 +111,14 @@ impl HeadOptions {
         let since_monday = (now.as_secs() + 3 * 86_400) % WEEK;
         let wanted = 2 * 86_400 + hour * 3_600 + minute * 60 + second;
         self.clock_ahead = WEEK + wanted - since_monday;
+        self
+    }
+
+    /// With another line in the group, `at_close = "power-off"`.
+    #[must_use]
+    pub fn with_key(mut self, line: &str) -> Self {
+        self.keys.push_str(line);
+        self.keys.push('\n');
         self
     }
 
@@ -128,13 +139,14 @@ impl HeadOptions {
         format!(
             "interface = \"head0\"\ntime_zone = \"UTC\"\nstate_dir = \"{dir}/state\"\nimages_dir = \"{images}\"\n\
              socket = \"{dir}/head.sock\"\n{unknown}\n{}\n[groups.lab]\nimage = \"{}\"\nkernel_args = \"{}\"\n\
-             hours = [{}]\nbail_out = \"{}\"\npatience = \"{}\"\n{known}{dhcp}\n{}",
+             hours = [{}]\nbail_out = \"{}\"\npatience = \"{}\"\n{known}{}{dhcp}\n{}",
             self.more,
             self.image,
             self.kernel_args,
             hours.join(", "),
             self.bail_out,
             self.patience,
+            self.keys,
             self.tables
         )
     }

@@ -76,6 +76,8 @@ mod tests {
                 &mut bytes,
                 &FromNode::GoingHome {
                     reason: "key pressed".into(),
+                    leaving: cid_protocol::node::Leaving::LocalBoot,
+                    steps: Vec::new(),
                 },
             )
             .await

@@ -1,15 +1,17 @@
 //! What this machine is, from `/proc` and `/sys`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use cid_protocol::node::{Hardware, Link, Load};
 
-use crate::links;
+use crate::{boot_next, leaving, links};
 
-/// Everything the head is told at a hello. `in_use` is the index of the link that carries it.
-pub(crate) fn report(in_use: u32) -> Hardware {
+/// Everything the head is told at a hello. `in_use` is the index of the link that carries it; `addresses` are those of links, with
+/// their prefix. Cards that can be woken are from now on: whatever ends this boot, the PC can be called.
+pub(crate) fn report(in_use: u32, addresses: &BTreeMap<u32, String>) -> Hardware {
     let cpuinfo = read("/proc/cpuinfo");
     let meminfo = read("/proc/meminfo");
     let dmi = |name: &str| read(&format!("/sys/class/dmi/id/{name}"));
@@ -40,9 +42,10 @@ pub(crate) fn report(in_use: u32) -> Hardware {
         secure_boot: secure_boot(),
         lockdown: chosen(&read("/sys/kernel/security/lockdown")),
         block_devices: block_devices(),
+        windows_entry: boot_next::windows_entry().map(|entry| entry.to_string()),
         links: links::wired()
             .into_iter()
-            .map(|link| describe(&link, in_use))
+            .map(|link| describe(&link, in_use, addresses))
             .collect(),
     }
 }
@@ -70,7 +73,7 @@ pub(crate) fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_default().trim().to_owned()
 }
 
-fn describe(link: &crate::core::Link, in_use: u32) -> Link {
+fn describe(link: &crate::core::Link, in_use: u32, addresses: &BTreeMap<u32, String>) -> Link {
     let (driver, speed_mbit) = links::driver_and_speed(&link.name);
     let mac = link.mac.map(|byte| format!("{byte:02x}")).join(":");
     Link {
@@ -81,6 +84,8 @@ fn describe(link: &crate::core::Link, in_use: u32) -> Link {
         in_use: link.index == in_use,
         speed_mbit,
         id: links::pci_id(&link.name),
+        address: addresses.get(&link.index).cloned().unwrap_or_default(),
+        wake_on_lan: leaving::arm(&link.name),
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`core`] | the node's life as a state machine: links -> address -> join -> up -> home |
 //! | [`dhcp`] | a DHCP client per link (RFC 2131), as a state machine |
 //! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
+//! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
 //! | [`links`], [`hardware`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
 /// One line on stderr, which PID 1 gave us: the console, without blocking. `eprintln!` would panic when it is full.
@@ -16,11 +17,13 @@ macro_rules! log {
     }};
 }
 
+mod boot_next;
 mod clock;
 mod core;
 mod dhcp;
 mod frames;
 mod hardware;
+mod leaving;
 mod links;
 mod shell;
 mod sockets;

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use cid_discovery::{Announcer, Destination, NodeId};
-use cid_protocol::node::{FromNode, Hello, NODE_PROTOCOL_VERSION, ToNode};
+use cid_protocol::node::{FromNode, Hello, Leaving, NODE_PROTOCOL_VERSION, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit, MAX_LINE};
 use cid_protocol::trace::Phase;
 use cid_protocol::{BEACON_GROUP, NODE_PORT, cmdline};
@@ -24,8 +24,9 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::core::{Config, Node, Output, going_home};
+use crate::core::{Config, Node, Output};
 use crate::dhcp::{self, Client};
+use crate::leaving::{self, Prepared};
 use crate::sockets::{dhcp_socket, udp_socket};
 use crate::{clock, frames, hardware, links};
 
@@ -35,6 +36,8 @@ const QUEUE: usize = 128;
 const WRITE_BOUND: Duration = Duration::from_secs(2);
 /// How long the kernel may take to change an address; half of what PID 1 allows between heartbeats.
 const KERNEL_BOUND: Duration = Duration::from_secs(10);
+/// How long getting ready for the next start may take; PID 1 gives a person the PC back in any case.
+const PREPARE_BOUND: Duration = Duration::from_secs(2);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
@@ -52,6 +55,8 @@ enum Event {
 struct Wire {
     name: String,
     carrier: bool,
+    /// With its prefix.
+    address: Option<String>,
     client: Client,
     socket: std::sync::Arc<UdpSocket>,
     reader: AbortHandle,
@@ -77,6 +82,8 @@ struct Shell {
     init: InitWriter,
     /// What PID 1 told of the boot.
     phases: Vec<Phase>,
+    /// What is ready for the next start.
+    prepared: Prepared,
     sender: Sender<Event>,
 }
 
@@ -133,6 +140,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         head,
         init,
         phases: Vec::new(),
+        prepared: Prepared::default(),
         sender,
     };
     shell.forever(events).await
@@ -277,6 +285,7 @@ impl Shell {
         let wire = Wire {
             name: link.name.clone(),
             carrier: false,
+            address: None,
             client,
             socket,
             reader: reader.abort_handle(),
@@ -332,6 +341,10 @@ impl Shell {
                         lease.prefix,
                         lease.server
                     );
+                    let address = format!("{}/{}", lease.address, lease.prefix);
+                    if let Some(wire) = self.wires.get_mut(&index) {
+                        wire.address = Some(address);
+                    }
                     self.node.handle_address(now, index, Some(lease.address));
                 }
                 Err(error) => {
@@ -344,6 +357,9 @@ impl Shell {
             },
             dhcp::Output::Deconfigure => {
                 let _ = timeout(KERNEL_BOUND, links::flush(&self.handle, index)).await;
+                if let Some(wire) = self.wires.get_mut(&index) {
+                    wire.address = None;
+                }
                 self.node.handle_address(now, index, None);
             }
         }
@@ -373,7 +389,16 @@ impl Shell {
                 self.announcer.handle_load(load.load1, load.memory_available_kib);
                 self.send(FromNode::Pulse(load)).await;
             }
-            Output::SendGoingHome { reason } => self.send(going_home(reason)).await,
+            Output::Prepare { leaving } => self.prepare(leaving).await,
+            Output::SendGoingHome { reason } => {
+                let Prepared { leaving, steps } = self.prepared.clone();
+                self.send(FromNode::GoingHome {
+                    reason,
+                    leaving,
+                    steps,
+                })
+                .await;
+            }
             Output::SetClock { unix_ms } => clock::set(unix_ms),
             Output::Tell(message) => self.tell(&message).await?,
             Output::Announce { link, state, name } => {
@@ -386,6 +411,19 @@ impl Shell {
             }
         }
         Ok(())
+    }
+
+    /// Bounded: firmware and drivers take what time they take, and the PC goes home without them.
+    async fn prepare(&mut self, leaving: Leaving) {
+        let links = self.wires.values().map(|wire| wire.name.clone()).collect();
+        let work = tokio::task::spawn_blocking(move || leaving::prepare(links, leaving));
+        self.prepared = match timeout(PREPARE_BOUND, work).await {
+            Ok(Ok(prepared)) => prepared,
+            Ok(Err(_)) | Err(_) => Prepared::late(leaving),
+        };
+        for step in &self.prepared.steps {
+            log!("cid-agent: {step}");
+        }
     }
 
     fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
@@ -434,9 +472,15 @@ impl Shell {
             boot_id: hardware::read("/proc/sys/kernel/random/boot_id"),
             image: word(cmdline::IMAGE),
             door: word(cmdline::DOOR),
-            hardware: hardware::report(index),
+            hardware: hardware::report(index, &self.addresses()),
             phases: self.phases.clone(),
         }
+    }
+
+    /// Addresses of links with their prefix.
+    fn addresses(&self) -> BTreeMap<u32, String> {
+        let with_address = |(index, wire): (&u32, &Wire)| Some((*index, wire.address.clone()?));
+        self.wires.iter().filter_map(with_address).collect()
     }
 
     /// Losing PID 1 is the end; it will start another agent.

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use nix::fcntl::OFlag;
 
 use crate::page::{Facts, Page};
+use crate::supervise::Ending;
 
 static LOG: OnceLock<File> = OnceLock::new();
 
@@ -92,6 +93,7 @@ struct Leaving {
     reason: String,
     step: usize,
     until: Instant,
+    ending: Ending,
 }
 
 impl Screen {
@@ -131,7 +133,7 @@ impl Screen {
     }
 
     /// From now on the page counts down to the restart.
-    pub(crate) fn leave(&mut self, reason: &str, within: Duration) {
+    pub(crate) fn leave(&mut self, reason: &str, within: Duration, ending: Ending) {
         let until = Instant::now() + within;
         match &mut self.leaving {
             // The first reason stands, and so does the first promise.
@@ -141,6 +143,7 @@ impl Screen {
                     reason: reason.to_owned(),
                     step: 0,
                     until,
+                    ending,
                 });
             }
         }
@@ -189,6 +192,7 @@ impl Screen {
                     .saturating_duration_since(Instant::now())
                     .as_secs_f32()
                     .ceil() as u64,
+                ending: leaving.ending,
             },
             None => Page::Working {
                 doing: self.doing.clone(),

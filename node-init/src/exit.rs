@@ -1,7 +1,9 @@
-//! The one way out: say why, end everything, reboot. Firmware then boots as it always does.
+//! The one way out: say why, end everything, reboot. Firmware then boots as it always does. A group may have its PCs
+//! switched off at closing; whatever keeps the PC from going off is answered by a reboot.
 
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use nix::unistd::Pid;
 
 use crate::console::log;
 use crate::run::Pc;
+use crate::supervise::Ending;
 
 /// How long processes have to end after SIGTERM.
 const TERM_BOUND: Duration = Duration::from_millis(1500);
@@ -23,8 +26,8 @@ const EXIT_BOUND: Duration = Duration::from_secs(5);
 const EVERYBODY: Pid = Pid::from_raw(-1);
 
 /// Ends this boot. With `cid.hold` on the kernel command line the PC stays here instead, for whoever looks.
-pub(crate) fn go_home(pc: &mut Pc, reason: &str) -> ! {
-    pc.screen.leave(reason, EXIT_BOUND);
+pub(crate) fn go_home(pc: &mut Pc, reason: &str, ending: Ending) -> ! {
+    pc.screen.leave(reason, EXIT_BOUND, ending);
     pc.screen.step(1);
     if pc.hold {
         hold(pc);
@@ -46,8 +49,21 @@ pub(crate) fn go_home(pc: &mut Pc, reason: &str) -> ! {
         reap_until(Instant::now() + KILL_BOUND);
     }
     pc.screen.step(2);
+    if ending == Ending::PowerOff {
+        log("switching off");
+        switch_off();
+    }
     log("rebooting");
     reset()
+}
+
+/// Returns when the PC cannot be switched off. A kernel without ACPI would halt instead, with Windows out of everybody's reach:
+/// it is not asked.
+fn switch_off() {
+    if Path::new("/sys/firmware/acpi").exists() {
+        let _ = reboot(RebootMode::RB_POWER_OFF);
+    }
+    log("this PC cannot be switched off");
 }
 
 /// The panic hook's last act; nothing of the program's state is trusted.

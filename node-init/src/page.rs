@@ -1,5 +1,7 @@
 //! What the person at the PC reads, as text for a terminal of the kernel. Pure: words in, one string out.
 
+use crate::supervise::Ending;
+
 /// What there is to tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Page {
@@ -20,6 +22,8 @@ pub(crate) enum Page {
         step: usize,
         /// Seconds until the restart, at the most.
         secs: u64,
+        /// Restart, or off.
+        ending: Ending,
     },
 }
 
@@ -37,7 +41,17 @@ pub(crate) struct Facts {
 }
 
 /// Steps of the way home, as the person reads them.
-pub(crate) const STEPS: [&str; 3] = ["jobs are let go", "programs are ended", "the PC restarts"];
+const STEPS: [&str; 3] = ["jobs are let go", "programs are ended", "the PC restarts"];
+/// The last of them, when the PC is switched off.
+const OFF: &str = "the PC is switched off";
+
+fn step_name(step: usize, ending: Ending) -> &'static str {
+    match (STEPS.get(step), ending) {
+        (Some(name), _) if step + 1 < STEPS.len() => name,
+        (_, Ending::PowerOff) => OFF,
+        (last, Ending::Reboot) => last.unwrap_or(&"restarting"),
+    }
+}
 
 /// Widest text, so that lines stay short enough to be read from some steps away.
 const MAX_WIDTH: usize = 58;
@@ -46,7 +60,11 @@ impl Page {
     fn title(&self) -> &'static str {
         match self {
             Self::Working { .. } => "PRESS ANY KEY FOR WINDOWS",
-            Self::GoingHome { .. } => "WINDOWS IS COMING BACK",
+            Self::GoingHome {
+                ending: Ending::Reboot,
+                ..
+            } => "WINDOWS IS COMING BACK",
+            Self::GoingHome { .. } => "THIS PC IS GOING OFF",
         }
     }
 
@@ -78,9 +96,15 @@ impl Page {
                 lines.push("Its disk is not touched.".to_owned());
                 lines
             }
-            Self::GoingHome { reason, step, secs } => {
+            Self::GoingHome {
+                reason,
+                step,
+                secs,
+                ending,
+            } => {
                 let mut lines = vec![format!("Why: {reason}"), String::new()];
-                for (number, name) in STEPS.iter().enumerate() {
+                for number in 0..STEPS.len() {
+                    let name = step_name(number, *ending);
                     let mark = match number.cmp(step) {
                         std::cmp::Ordering::Less => "done",
                         std::cmp::Ordering::Equal => "now",
@@ -89,7 +113,11 @@ impl Page {
                     lines.push(format!("{mark}: {name}"));
                 }
                 lines.push(String::new());
-                lines.push(format!("Restart within {secs} s."));
+                let what = match ending {
+                    Ending::Reboot => "Restart",
+                    Ending::PowerOff => "Off",
+                };
+                lines.push(format!("{what} within {secs} s."));
                 lines
             }
         }
@@ -119,9 +147,18 @@ impl Page {
                 line.push_str("; press any key for Windows");
                 line
             }
-            Self::GoingHome { reason, step, secs } => {
-                let step = STEPS.get(*step).unwrap_or(&"restarting");
-                format!("going home: {reason}; {step}; restart within {secs} s")
+            Self::GoingHome {
+                reason,
+                step,
+                secs,
+                ending,
+            } => {
+                let step = step_name(*step, *ending);
+                let what = match ending {
+                    Ending::Reboot => "restart",
+                    Ending::PowerOff => "off",
+                };
+                format!("going home: {reason}; {step}; {what} within {secs} s")
             }
         }
     }
@@ -282,6 +319,7 @@ mod tests {
             reason: "key pressed".into(),
             step: 1,
             secs: 4,
+            ending: Ending::Reboot,
         };
         let expected = [
             "WINDOWS IS COMING BACK",
@@ -304,6 +342,7 @@ mod tests {
             reason: "x\x1b[2Jy".into(),
             step: 0,
             secs: 4,
+            ending: Ending::Reboot,
         };
         assert!(page.render(80, 25).contains("x?[2Jy"));
     }

@@ -8,6 +8,7 @@ use cid_protocol::cmdline;
 
 use crate::console::{Screen, log, open_log, uptime_ms};
 use crate::run::Pc;
+use crate::supervise::Ending;
 use crate::{drivers, exit, keys, mounts, run, uevent, watchdog};
 
 /// What a failed phase means for the PC.
@@ -106,7 +107,7 @@ pub(crate) fn run_all(pc: &mut Pc) {
         match (result, phase.on_failure) {
             (Ok(()), _) => log(&format!("{} done", phase.name)),
             (Err(why), OnFailure::GoOn) => log(&format!("{} failed, going on: {why}", phase.name)),
-            (Err(why), OnFailure::GoHome) => exit::go_home(pc, &why),
+            (Err(why), OnFailure::GoHome) => exit::go_home(pc, &why, Ending::Reboot),
         }
     }
 }

@@ -17,7 +17,7 @@ use crate::console::{Screen, log};
 use crate::drivers::Drivers;
 use crate::exit;
 use crate::keys::{self, Keys};
-use crate::supervise::{Output, Supervisor};
+use crate::supervise::{Ending, Output, Supervisor};
 use crate::uevent::{Event, Events, Read};
 use crate::watchdog::{FEED_EVERY, Watchdog};
 
@@ -284,8 +284,8 @@ fn obey(pc: &mut Pc, now: Duration) {
             }
             Output::Show(text) => pc.screen.show(&text),
             Output::Learn(key, text) => pc.screen.learn(&key, &text),
-            Output::Leave { reason, within } => pc.screen.leave(&reason, within),
-            Output::Home(reason) => exit::go_home(pc, &reason),
+            Output::Leave { reason, within } => pc.screen.leave(&reason, within, Ending::Reboot),
+            Output::Home { reason, ending } => exit::go_home(pc, &reason, ending),
         }
     }
 }

@@ -34,7 +34,18 @@ pub(crate) enum Output {
         within: Duration,
     },
     /// The end of this boot; nothing comes after it.
-    Home(String),
+    Home {
+        reason: String,
+        ending: Ending,
+    },
+}
+
+/// What the exit does to the PC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ending {
+    Reboot,
+    /// Only when the agent says so: the head asked, or the hours have ended. A person who wants the PC never gets this.
+    PowerOff,
 }
 
 #[derive(Debug)]
@@ -92,11 +103,12 @@ impl Supervisor {
                 self.outputs.push_back(Output::Learn("name".to_owned(), name));
                 self.outputs.push_back(Output::Show("ready for jobs".to_owned()));
             }
-            (State::Draining { reason, .. }, FromAgent::Home(_)) => {
+            (State::Draining { reason, .. }, FromAgent::Home(_) | FromAgent::Off(_)) => {
                 let reason = reason.clone();
                 self.home(reason);
             }
             (_, FromAgent::Home(reason)) => self.home(reason),
+            (_, FromAgent::Off(reason)) => self.end(reason, Ending::PowerOff),
         }
     }
 
@@ -206,8 +218,12 @@ impl Supervisor {
     }
 
     fn home(&mut self, reason: String) {
+        self.end(reason, Ending::Reboot);
+    }
+
+    fn end(&mut self, reason: String, ending: Ending) {
         self.state = State::Over;
-        self.outputs.push_back(Output::Home(reason));
+        self.outputs.push_back(Output::Home { reason, ending });
     }
 }
 
@@ -223,6 +239,14 @@ mod tests {
         std::iter::from_fn(|| s.poll_output())
             .filter(|output| !matches!(output, Output::Show(_) | Output::Learn(..) | Output::Leave { .. }))
             .collect()
+    }
+
+    fn home(reason: &str) -> Output {
+        let reason = reason.to_owned();
+        Output::Home {
+            reason,
+            ending: Ending::Reboot,
+        }
     }
 
     fn started() -> Supervisor {
@@ -244,7 +268,7 @@ mod tests {
         }
         s.handle_exit(now, "was killed");
         let reason = "its program failed 4 times, the last time it was killed";
-        assert_eq!(drain(&mut s), [Output::Home(reason.into())]);
+        assert_eq!(drain(&mut s), [home(reason)]);
         assert!(now < at(120));
     }
 
@@ -263,7 +287,7 @@ mod tests {
                 assert_eq!(drain(&mut s), [Output::Start]);
             }
         }
-        assert!(matches!(drain(&mut s).as_slice(), [Output::Home(_)]));
+        assert!(matches!(drain(&mut s).as_slice(), [Output::Home { .. }]));
         assert!(now <= at(120), "{now:?}");
     }
 
@@ -301,7 +325,7 @@ mod tests {
                 assert_eq!(drain(&mut s), []);
                 s.handle_deadline(at(10));
             }
-            assert_eq!(drain(&mut s), [Output::Home("key pressed".into())]);
+            assert_eq!(drain(&mut s), [home("key pressed")]);
             assert_eq!(s.next_deadline(), None);
         }
     }
@@ -314,7 +338,7 @@ mod tests {
         s.handle_deadline(at(5));
         assert!(matches!(
             drain(&mut s).as_slice(),
-            [Output::Tell(_), Output::Home(_)]
+            [Output::Tell(_), Output::Home { .. }]
         ));
     }
 
@@ -323,13 +347,13 @@ mod tests {
         let mut s = started();
         s.handle_exit(at(1), "ended");
         s.handle_person(at(1), "key pressed");
-        assert_eq!(drain(&mut s), [Output::Home("key pressed".into())]);
+        assert_eq!(drain(&mut s), [home("key pressed")]);
         let mut s = started();
         s.handle_person(at(1), "key pressed");
         s.handle_exit(at(2), "ended");
         assert!(matches!(
             drain(&mut s).as_slice(),
-            [Output::Tell(_), Output::Home(_)]
+            [Output::Tell(_), Output::Home { .. }]
         ));
     }
 
@@ -337,7 +361,7 @@ mod tests {
     fn the_agent_decides_on_home() {
         let mut s = started();
         s.handle_message(at(9), FromAgent::Home("released".into()));
-        assert_eq!(drain(&mut s), [Output::Home("released".into())]);
+        assert_eq!(drain(&mut s), [home("released")]);
         s.handle_exit(at(10), "ended");
         s.handle_message(at(10), FromAgent::Home("again".into()));
         assert_eq!(drain(&mut s), []);
@@ -349,6 +373,22 @@ mod tests {
         s.handle_deadline(at(20));
         assert_eq!(drain(&mut s), [Output::Kill]);
         s.handle_deadline(at(40));
-        assert!(matches!(drain(&mut s).as_slice(), [Output::Home(_)]));
+        assert!(matches!(drain(&mut s).as_slice(), [Output::Home { .. }]));
+    }
+
+    #[test]
+    fn it_is_switched_off_when_the_agent_says_so_and_never_on_a_person() {
+        let off = || FromAgent::Off("the hours have ended".into());
+        let mut s = started();
+        s.handle_message(at(9), off());
+        let expected = Output::Home {
+            reason: "the hours have ended".into(),
+            ending: Ending::PowerOff,
+        };
+        assert_eq!(drain(&mut s), [expected]);
+        let mut s = started();
+        s.handle_person(at(9), "key pressed");
+        s.handle_message(at(9), off());
+        assert_eq!(drain(&mut s).last(), Some(&home("key pressed")));
     }
 }

@@ -24,7 +24,51 @@ pub enum FromNode {
     GoingHome {
         /// Plain words.
         reason: String,
+        /// What its next start will be.
+        #[serde(default)]
+        leaving: Leaving,
+        /// What was prepared for it, or could not be; plain words, at most [`MAX_STEPS`].
+        #[serde(default)]
+        steps: Vec<String>,
     },
+}
+
+/// Entries of `steps` in [`FromNode::GoingHome`].
+pub const MAX_STEPS: usize = 16;
+
+/// What a node does at the end of its time in the cluster when nobody stands before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ending {
+    /// It restarts into the PC's own system.
+    #[default]
+    Reboot,
+    /// It switches the PC off.
+    PowerOff,
+}
+
+/// How a node that restarts gets to the PC's own system.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WayHome {
+    /// Firmware asks the head, which answers "your own disk": what is measured is what it always was.
+    #[default]
+    LocalBoot,
+    /// The UEFI variable `BootNext` names the firmware's own entry for Windows: faster, and measured in PCR 4.
+    BootNext,
+}
+
+/// What a node that leaves has prepared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Leaving {
+    /// A restart whose firmware asks the head.
+    #[default]
+    LocalBoot,
+    /// A restart in which firmware starts Windows without asking anybody.
+    BootNext,
+    /// It switches itself off.
+    PowerOff,
 }
 
 /// From the head to the node.
@@ -53,6 +97,9 @@ pub enum ToNode {
         patience_secs: u64,
         /// Plain words, shown on the PC's screen.
         reason: String,
+        /// Restart or switch off.
+        #[serde(default)]
+        ending: Ending,
     },
 }
 
@@ -109,6 +156,9 @@ pub struct Hardware {
     pub lockdown: String,
     /// Block devices the kernel shows, by name. Must be empty on a borrowed PC.
     pub block_devices: Vec<String>,
+    /// The firmware's own entry for Windows, as `Boot0001 Windows Boot Manager`; `None` on BIOS and where there is none.
+    #[serde(default)]
+    pub windows_entry: Option<String>,
     /// Network interfaces, wired only.
     pub links: Vec<Link>,
 }
@@ -131,6 +181,12 @@ pub struct Link {
     /// PCI vendor and device as `8086:15f3`; empty when it is not on that bus.
     #[serde(default)]
     pub id: String,
+    /// Its IPv4 address and prefix as `10.77.0.130/24`; empty while it has none.
+    #[serde(default)]
+    pub address: String,
+    /// Wake-on-LAN: `armed` (a magic packet wakes the PC as far as its card is asked), `not supported`, or what failed.
+    #[serde(default)]
+    pub wake_on_lan: String,
 }
 
 /// Load of a node.
@@ -164,6 +220,12 @@ pub struct Welcome {
     /// The same moment for the node's own clock, Unix time in milliseconds: it goes home then even when no head says so.
     #[serde(default)]
     pub home_at_unix_ms: Option<u64>,
+    /// What it does when that moment comes.
+    #[serde(default)]
+    pub at_close: Ending,
+    /// How it gets home when it restarts.
+    #[serde(default)]
+    pub way_home: WayHome,
 }
 
 #[cfg(test)]

@@ -35,6 +35,8 @@ pub enum FromAgent {
     },
     /// `home REASON`: reboot into the PC's own system now; draining is finished.
     Home(String),
+    /// `off REASON`: the same, but switch the PC off. A person who wants the PC gets a reboot all the same.
+    Off(String),
 }
 
 /// From `cid-init` to `cid-agent`.
@@ -66,6 +68,7 @@ impl FromAgent {
             Self::Up(name) => format!("up {}", one_line(name)),
             Self::Fact { key, text } => format!("fact {} {}", key.replace(' ', "-"), one_line(text)),
             Self::Home(reason) => format!("home {}", one_line(reason)),
+            Self::Off(reason) => format!("off {}", one_line(reason)),
         }
     }
 
@@ -77,6 +80,7 @@ impl FromAgent {
             "status" => Some(Self::Status(rest.to_owned())),
             "up" => Some(Self::Up(rest.to_owned())),
             "home" => Some(Self::Home(rest.to_owned())),
+            "off" => Some(Self::Off(rest.to_owned())),
             "fact" => {
                 let (key, text) = rest.split_once(' ').unwrap_or((rest, ""));
                 Some(Self::Fact {
@@ -140,6 +144,7 @@ mod tests {
             FromAgent::Status("asking for an address".into()),
             FromAgent::Up("lab-a01".into()),
             FromAgent::Home("released".into()),
+            FromAgent::Off("released".into()),
             FromAgent::Fact {
                 key: "site".into(),
                 text: "Computing centre, room 101".into(),

@@ -8,6 +8,7 @@
 //! | [`watchdog`] | time-out of a hardware watchdog |
 //! | [`descriptors`] | file descriptors inherited by number, and handed on by number |
 //! | [`signals`] | the signal mask of a child |
+//! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
 //! | [`terminal`] | columns and rows of a terminal |
 //! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
 
@@ -17,6 +18,7 @@ pub mod evdev;
 pub mod modules;
 pub mod signals;
 pub mod terminal;
+pub mod wake_on_lan;
 pub mod watchdog;
 
 use std::io;

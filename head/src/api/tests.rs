@@ -50,8 +50,7 @@ async fn head(folder: &Path) -> PathBuf {
     let text = "interface = \"e0\"\n[groups.lab-a]\nhours = [\"always\"]";
     let config = Config::parse(Path::new("head.toml"), text).unwrap();
     let (store, contents) = Store::open(folder).unwrap();
-    let broadcast = std::net::Ipv4Addr::LOCALHOST;
-    let core = Core::start(store, broadcast, |now| {
+    let core = Core::start(store, crate::wake::Power::new(Vec::new()), |now| {
         Registry::new(&config, contents.machines, now)
     });
     for number in 1..=3 {

@@ -12,7 +12,10 @@ use super::raw::Spanned;
 use super::{Config, Dhcp, DhcpMode, Group, Machine, Pattern, Unknown, raw};
 use crate::mac::Mac;
 
+use cid_protocol::node::{Ending, WayHome};
+
 use crate::hours::{Hours, OnHoliday};
+use crate::wake::WakeCommand;
 
 /// Longest kernel command line addition, in bytes: x86 has 2048 for the whole line.
 const MAX_KERNEL_ARGS: usize = 1024;
@@ -377,9 +380,37 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
             Duration::from_secs(1)..=Duration::from_secs(86_400),
         )?,
         wake: raw.wake.unwrap_or(true),
+        wake_command: raw
+            .wake_command
+            .map(|value| WakeCommand::parse(value.as_ref()).map_err(|error| fault(&value, error.to_string())))
+            .transpose()?,
+        at_close: one_of(
+            raw.at_close.as_ref(),
+            [("reboot", Ending::Reboot), ("power-off", Ending::PowerOff)],
+        )?,
+        way_home: one_of(
+            raw.way_home.as_ref(),
+            [
+                ("local-boot", WayHome::LocalBoot),
+                ("boot-next", WayHome::BootNext),
+            ],
+        )?,
         hours: check_hours(&raw.hours, &raw.holidays, raw.on_holiday.as_ref())?,
         matches,
     })
+}
+
+/// One of two words; the first is the default.
+fn one_of<T>(value: Option<&Spanned<String>>, [first, second]: [(&str, T); 2]) -> Result<T, Fault> {
+    match value {
+        None => Ok(first.1),
+        Some(value) if value.as_ref() == first.0 => Ok(first.1),
+        Some(value) if value.as_ref() == second.0 => Ok(second.1),
+        Some(value) => Err(fault(
+            value,
+            format!("`{}`: write \"{}\" or \"{}\"", value.as_ref(), first.0, second.0),
+        )),
+    }
 }
 
 fn duration(

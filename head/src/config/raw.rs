@@ -138,8 +138,19 @@ pub(super) struct Group {
     /// What a holiday does from midnight to midnight: "open" computes besides the hours, "closed" does not whatever
     /// they are. Default: "open".
     pub(super) on_holiday: Option<Spanned<String>>,
-    /// Whether PCs that are switched off are woken when the hours begin, by Wake-on-LAN. Default: true.
+    /// Whether PCs that are switched off are woken when the hours begin. Default: true.
     pub(super) wake: Option<bool>,
+    /// Program that switches a PC on, in place of Wake-on-LAN: "/usr/local/sbin/power-on {name} {mac}". Split at blanks and run without
+    /// a shell; {name}, {mac}, {address} and {group} are filled in, and CID_NAME, CID_MAC, CID_ADDRESS and CID_GROUP are its
+    /// environment. It has 30 seconds. Default: none, which is Wake-on-LAN.
+    pub(super) wake_command: Option<Spanned<String>>,
+    /// What a node does when its hours end or it is released: "reboot" or "power-off". A person at the PC always gets a
+    /// reboot. Default: "reboot".
+    pub(super) at_close: Option<Spanned<String>>,
+    /// How a node that restarts gets to its own system: "local-boot" (its firmware asks the head, which says "your own disk") or "boot-next"
+    /// (UEFI's BootNext names the firmware's own entry for Windows: faster, but it changes what a TPM measures in PCR 4). Default:
+    /// "local-boot".
+    pub(super) way_home: Option<Spanned<String>>,
     /// PCs that belong to this group without being adopted one by one: MAC globs ("52:54:00:*"), SMBIOS UUIDs, IPv4
     /// addresses or name globs. Default: none.
     #[serde(default, rename = "match")]

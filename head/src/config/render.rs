@@ -3,6 +3,8 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use cid_protocol::node::{Ending, WayHome};
+
 use crate::hours::OnHoliday;
 
 use super::{Config, DhcpMode, Pattern, Unknown};
@@ -49,6 +51,8 @@ hours = ["Mon-Fri 20:00-06:30", "Sat-Sun"]
 # kernel_args = "console=ttyS0,115200"
 # bail_out = "10m"      # a node that has not heard of the head for this long goes home
 # patience = "60s"      # time that draining may take before the reboot
+# at_close = "power-off"   # when the hours end; default: "reboot"
+# wake_command = "/usr/local/sbin/power-on {name} {mac}"   # in place of Wake-on-LAN
 # match = ["52:54:00:*"]   # MAC globs, UUIDs, addresses or names that belong to this group by themselves
 
 # A PC whose firmware needs another manner of answer (`cidctl explain` names the one in force):
@@ -79,6 +83,18 @@ pub fn render(config: &Config) -> String {
         };
         let _ = writeln!(out, "on_holiday = \"{on_holiday}\"");
         let _ = writeln!(out, "wake = {}", group.wake);
+        if let Some(command) = &group.wake_command {
+            let _ = writeln!(out, "wake_command = {}", string(&command.to_string()));
+        }
+        let at_close = match group.at_close {
+            Ending::Reboot => "reboot",
+            Ending::PowerOff => "power-off",
+        };
+        let way_home = match group.way_home {
+            WayHome::LocalBoot => "local-boot",
+            WayHome::BootNext => "boot-next",
+        };
+        let _ = writeln!(out, "at_close = \"{at_close}\"\nway_home = \"{way_home}\"");
         let _ = writeln!(out, "match = {matches:?}");
     }
     for (mac, machine) in &config.machines {

@@ -33,6 +33,9 @@ match = ["52:54:00:*", "10.77.0.9", "550e8400-e29b-41d4-a716-446655440000", "lab
 hours = ["Mon-Fri 20:00-06:30", "Sat-Sun", "always"]
 holidays = ["2026-10-03", "2026-12-24..2027-01-06"]
 on_holiday = "closed"
+wake_command = "/usr/local/sbin/power-on {name} {mac}"
+at_close = "power-off"
+way_home = "boot-next"
 [groups.lab-b]
 "#;
 
@@ -69,6 +72,22 @@ fn every_mistake_names_its_line_and_remedy() {
     check_error(
         "interface = \"e0\"\n[groups.a]\nhours = [\"Sat\",\n\"Mo-Fri\"]",
         "head.toml:4: `Mo` is no day; write Mon, Tue, Wed, Thu, Fri, Sat or Sun, as \"Mon-Fri\" or \"Mon,Wed\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a]\nat_close = \"halt\"",
+        "head.toml:3: `halt`: write \"reboot\" or \"power-off\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a]\nway_home = \"bootnext\"",
+        "head.toml:3: `bootnext`: write \"local-boot\" or \"boot-next\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a]\nwake_command = \"/bin/on {host}\"",
+        "head.toml:3: `{host}` is not filled in; there are {name}, {mac}, {address} and {group}",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a]\nwake_command = \"/bin/on | tee\"",
+        "head.toml:3: `|` has no meaning here: the command is run without a shell; put what needs one into a script",
     );
     check_error(
         "interface = \"e0\"\nunknown = \"boot\"",

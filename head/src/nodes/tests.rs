@@ -1,6 +1,6 @@
 //! Conversations over in-memory streams, and mutated frames by the ten thousand.
 
-use cid_protocol::node::{Hardware, Hello, Link, Load, NODE_PROTOCOL_VERSION};
+use cid_protocol::node::{Hardware, Hello, Leaving, Link, Load, NODE_PROTOCOL_VERSION};
 use tokio::io::DuplexStream;
 
 use super::*;
@@ -17,7 +17,7 @@ fn head(folder: &std::path::Path) -> Arc<Core> {
     let text = "interface = \"e0\"\n[groups.lab-a]\nhours = [\"always\"]\nmatch = [\"52:54:00:*\"]";
     let config = Config::parse(std::path::Path::new("head.toml"), text).unwrap();
     let (store, contents) = Store::open(folder).unwrap();
-    let core = Core::start(store, Ipv4Addr::LOCALHOST, |now| {
+    let core = Core::start(store, crate::wake::Power::new(Vec::new()), |now| {
         Registry::new(&config, contents.machines, now)
     });
     let mac = MAC.parse().unwrap();
@@ -140,6 +140,8 @@ async fn mutated_frames_never_panic_and_every_end_is_counted() {
     let mut random = Random::new(SEED);
     let going_home = FromNode::GoingHome {
         reason: "key pressed".into(),
+        leaving: Leaving::LocalBoot,
+        steps: Vec::new(),
     };
     let valid = [
         hello(),

@@ -4,6 +4,7 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use cid_protocol::api::NodeState;
+use cid_protocol::node::Leaving;
 use cid_protocol::trace::What;
 
 use super::{BOOT_PATIENCE, Now, Record, Registry, tame};
@@ -171,6 +172,9 @@ impl Registry {
         record.session_counted = false;
         machine.decision_logged = false;
         machine.last_file = None;
+        machine.way_out = Leaving::LocalBoot;
+        // It is on.
+        machine.calls.clear();
         let leaving = before.state == NodeState::Draining && machine.leaving.is_some();
         if before.hold.is_none() {
             record.set_hold(before.hold_when_asking(), hold_ends);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use cid_protocol::api::NodeState;
-use cid_protocol::node::ToNode;
+use cid_protocol::node::{Ending, ToNode};
 
 use super::{Now, Output, Registry};
 use crate::hours::UntilError;
@@ -255,13 +255,15 @@ impl Registry {
             machine.step_until = Some(now.unix_secs() + patience.as_secs());
         }
         self.persist(mac);
-        self.tell_to_go(connection, reason, patience);
+        self.tell_to_go(mac, connection, reason, patience);
     }
 
-    fn tell_to_go(&mut self, connection: super::ConnectionId, reason: String, patience: Duration) {
+    fn tell_to_go(&mut self, mac: Mac, connection: super::ConnectionId, reason: String, patience: Duration) {
+        let group = self.record(mac).and_then(|record| self.group_of(record));
         let message = ToNode::Release {
             patience_secs: patience.as_secs(),
             reason,
+            ending: group.map_or(Ending::Reboot, |(_, group)| group.at_close),
         };
         self.outputs.push_back(Output::Send { connection, message });
     }
@@ -296,7 +298,7 @@ impl Registry {
         }
         self.persist(mac);
         if let Some(connection) = connection {
-            self.tell_to_go(connection, reason, patience);
+            self.tell_to_go(mac, connection, reason, patience);
         }
     }
 
@@ -325,7 +327,7 @@ impl Registry {
             }
             self.persist(*mac);
             if !matches!(state, NodeState::Up | NodeState::Draining) {
-                self.outputs.push_back(Output::Wake(*mac));
+                self.call_again_and_again(now, *mac);
             }
         }
         Ok(macs)

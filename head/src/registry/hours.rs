@@ -199,7 +199,7 @@ impl Registry {
             }
             for (mac, _, state) in silent {
                 if state != NodeState::Booting {
-                    self.outputs.push_back(super::Output::Wake(mac));
+                    self.call(now, mac);
                 }
             }
         }

@@ -1,10 +1,11 @@
 //! One machine: what is kept of it for ever, and what is known only while the head runs.
 
+use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use cid_protocol::api::NodeState;
-use cid_protocol::node::{Hardware, Load};
+use cid_protocol::node::{Hardware, Leaving, Load};
 
 use crate::mac::Mac;
 
@@ -122,6 +123,12 @@ pub(super) struct Machine {
     pub(super) last_file: Option<String>,
     /// When it was last served a loader that asks again by itself (iPXE for a plain ROM), on the monotonic clock.
     pub(super) loader_served: Option<Duration>,
+    /// When it is called again, in order; it has not come yet.
+    pub(super) calls: VecDeque<Duration>,
+    /// When its wake command did its work last: it is not run again for a while, a PC that starts must not be switched again.
+    pub(super) commanded: Option<Duration>,
+    /// What it prepared when it left last.
+    pub(super) way_out: Leaving,
     /// `record` differs from what was last written, in what may be lost.
     pub(super) stale: bool,
 }
@@ -140,6 +147,9 @@ impl Machine {
             decision_logged: false,
             last_file: None,
             loader_served: None,
+            calls: VecDeque::new(),
+            commanded: None,
+            way_out: Leaving::LocalBoot,
             stale: false,
         }
     }

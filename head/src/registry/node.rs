@@ -4,7 +4,9 @@
 use std::net::Ipv4Addr;
 
 use cid_protocol::api::NodeState;
-use cid_protocol::node::{Hello, Load, NODE_PROTOCOL_VERSION, ToNode, Welcome};
+use cid_protocol::node::{
+    Ending, Hello, Leaving, Load, MAX_STEPS, NODE_PROTOCOL_VERSION, ToNode, WayHome, Welcome,
+};
 use cid_protocol::trace::What;
 
 use super::boot::WITHOUT_A_WORD;
@@ -39,14 +41,14 @@ impl Registry {
             return;
         };
         let hold = machine.record.hold.clone();
-        let (group, patience, bail_out) = match self.group_of(&self.machines[&mac].record) {
-            Some((name, group)) => (
-                name.to_owned(),
-                group.patience.as_secs(),
-                group.bail_out.as_secs(),
-            ),
-            None => return,
+        let Some((group, settings)) = self.group_of(&machine.record) else {
+            return;
         };
+        let (patience, bail_out) = (settings.patience.as_secs(), settings.bail_out.as_secs());
+        let (at_close, way_home) = (settings.at_close, settings.way_home);
+        let group = group.to_owned();
+        let knows_windows = machine.record.hardware.as_ref();
+        let knows_windows = knows_windows.is_some_and(|hardware| hardware.windows_entry.is_some());
         match &hold {
             // It is back from a boot that was under way when it was released, or the release did not reach it.
             Some(reason) => self.enter_going_home(now, mac, reason.clone()),
@@ -60,6 +62,10 @@ impl Registry {
             again: same_boot,
         };
         self.trace(now, Some(mac), joined);
+        if way_home == WayHome::BootNext && !knows_windows && !same_boot {
+            let text = "its firmware lists no entry for Windows, so way_home = \"boot-next\" cannot be had: it goes home by local boot";
+            self.event(now, mac, "way-home", text.to_owned());
+        }
         let (until, home_at_unix_ms) = (self.open_until(now, &group), self.closes_at(now, &group));
         if let Some(machine) = self.machines.get_mut(&mac) {
             machine.told = home_at_unix_ms;
@@ -73,6 +79,8 @@ impl Registry {
             site: self.site.clone(),
             until,
             home_at_unix_ms,
+            at_close,
+            way_home,
         };
         self.outputs.push_back(Output::Send {
             connection,
@@ -82,6 +90,8 @@ impl Registry {
             let message = ToNode::Release {
                 patience_secs: patience,
                 reason,
+                // Somebody may stand before it: what held it is not told apart here.
+                ending: Ending::Reboot,
             };
             self.outputs.push_back(Output::Send { connection, message });
         }
@@ -108,6 +118,8 @@ impl Registry {
         self.connections.insert(connection, mac);
         machine.heard = now.monotonic;
         machine.grace = LOST_AFTER;
+        machine.way_out = Leaving::LocalBoot;
+        machine.calls.clear();
         let record = &mut machine.record;
         let boot_id = tame(&hello.boot_id, 64);
         let same_boot = record.boot_id.as_ref() == Some(&boot_id);
@@ -245,7 +257,14 @@ impl Registry {
 
     /// The node leaves by itself: a person, its own clock, an alarm. It is not booted again before its group opens the next time,
     /// or `wake`: the one who sat down at the PC has not finished when its own system has started.
-    pub fn handle_going_home(&mut self, now: Now, connection: ConnectionId, reason: &str) {
+    pub fn handle_going_home(
+        &mut self,
+        now: Now,
+        connection: ConnectionId,
+        reason: &str,
+        leaving: Leaving,
+        steps: &[String],
+    ) {
         let Some(mac) = self.connections.get(&connection).copied() else {
             return;
         };
@@ -263,10 +282,22 @@ impl Registry {
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
+        machine.way_out = leaving;
         if machine.record.hold.is_none() && open && !sent {
             machine.record.set_hold(Some(reason.clone()), ends);
         }
         self.enter_going_home(now, mac, reason.clone());
+        let steps: Vec<String> = steps.iter().take(MAX_STEPS).map(|step| tame(step, 120)).collect();
+        if !steps.is_empty() {
+            self.event(now, mac, "leaving", steps.join("; "));
+        }
+        let reason = match leaving {
+            Leaving::LocalBoot => reason,
+            Leaving::BootNext => {
+                format!("{reason}; its firmware starts its own system without asking (BootNext)")
+            }
+            Leaving::PowerOff => format!("{reason}; it switches itself off"),
+        };
         self.trace(now, Some(mac), What::Left { reason });
         self.persist(mac);
     }
@@ -295,6 +326,9 @@ fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::no
     short(&mut hardware.uuid);
     short(&mut hardware.product);
     short(&mut hardware.cpu_model);
+    if let Some(entry) = &mut hardware.windows_entry {
+        short(entry);
+    }
     hardware.block_devices.truncate(64);
     hardware.block_devices.iter_mut().for_each(short);
     hardware.links.truncate(32);
@@ -303,6 +337,8 @@ fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::no
         short(&mut link.mac);
         short(&mut link.driver);
         short(&mut link.id);
+        short(&mut link.address);
+        short(&mut link.wake_on_lan);
     }
     if !hardware.uptime_secs.is_finite() {
         hardware.uptime_secs = 0.0;

@@ -62,7 +62,7 @@ impl Trace {
                 Output::Send { connection, message } => self.sent.push((connection, message)),
                 Output::PersistGroup { group, record } => drop(self.groups.insert(group, record)),
                 Output::Close { .. } | Output::Step { .. } => {}
-                Output::Wake(mac) => self.woken.push(mac),
+                Output::Wake(target) => self.woken.push(target.mac),
             }
         }
         self.check_invariants();

@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
-use cid_protocol::node::{FromNode, PULSE_SECS, ToNode};
+use cid_protocol::node::{Ending, Leaving, PULSE_SECS, ToNode, WayHome};
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
 
 /// How long a TCP connection may take to come up.
@@ -69,7 +69,9 @@ pub(crate) enum Output {
     SendHello { index: u32 },
     /// Send a pulse with the load.
     SendPulse,
-    /// Tell the head that this node leaves.
+    /// Get the PC ready for its next start.
+    Prepare { leaving: Leaving },
+    /// Tell the head that this node leaves, and what was prepared.
     SendGoingHome { reason: String },
     /// The head's clock, Unix time in milliseconds.
     SetClock { unix_ms: u64 },
@@ -130,6 +132,9 @@ pub(crate) struct Node {
     closes_unix_ms: Option<u64>,
     /// The same by our own clock, with the head's grace.
     home_at: Option<Duration>,
+    /// What it does then.
+    at_close: Ending,
+    way_home: WayHome,
     name: String,
     alive_at: Duration,
     status: String,
@@ -151,6 +156,8 @@ impl Node {
             refused: None,
             closes_unix_ms: None,
             home_at: None,
+            at_close: Ending::default(),
+            way_home: WayHome::default(),
             name: String::new(),
             alive_at: now,
             status: String::new(),
@@ -228,6 +235,8 @@ impl Node {
                 self.config.bail_out = Duration::from_secs(welcome.bail_out_secs).max(PULSE_BOUND);
                 self.closes_unix_ms = welcome.home_at_unix_ms;
                 self.plan_to_go(now, welcome.time_unix_ms);
+                self.at_close = welcome.at_close;
+                self.way_home = welcome.way_home;
                 self.retry = FIRST_RETRY;
                 self.refused = None;
                 self.name.clone_from(&welcome.name);
@@ -268,7 +277,7 @@ impl Node {
                 };
                 self.say(&format!("refused by the head: {reason}"));
             }
-            (_, ToNode::Release { reason, .. }) => self.go_home(&reason, "released"),
+            (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
             (_, ToNode::Welcome(_) | ToNode::Pulse { .. }) => {}
         }
     }
@@ -276,7 +285,7 @@ impl Node {
     /// PID 1 said something: a person wants the PC. There is nothing to drain yet.
     pub(crate) fn handle_init(&mut self, message: FromInit) {
         match message {
-            FromInit::Drain { reason, .. } => self.go_home(&reason.clone(), &reason),
+            FromInit::Drain { reason, .. } => self.go_home(&reason.clone(), &reason, Ending::Reboot),
             // The shell keeps them for the hello.
             FromInit::Phase { .. } => {}
         }
@@ -312,17 +321,17 @@ impl Node {
                 Some(_) => format!("head unreachable for {}", in_words(self.config.bail_out)),
                 None => "no head is named on the kernel command line (cid.head)".to_owned(),
             };
-            return self.go_home(&reason.clone(), &reason);
+            return self.go_home(&reason.clone(), &reason, Ending::Reboot);
         }
         if self.home_at.is_some_and(|at| now >= at) {
             let reason = "the hours of its group have ended";
-            return self.go_home(reason, reason);
+            return self.go_home(reason, reason, self.at_close);
         }
         if let Some((since, reason)) = self.refused.clone()
             && now >= since + REFUSED_BOUND
         {
             let reason = format!("refused by the head: {reason}");
-            return self.go_home(&reason.clone(), &reason);
+            return self.go_home(&reason.clone(), &reason, Ending::Reboot);
         }
         match self.state.clone() {
             State::Searching { retry_at } => self.search(now, retry_at),
@@ -452,19 +461,29 @@ impl Node {
     }
 
     /// Tells the head, then PID 1. `to_init` ends up on the screen and in the log.
-    fn go_home(&mut self, to_head: &str, to_init: &str) {
+    fn go_home(&mut self, to_head: &str, to_init: &str, ending: Ending) {
         if matches!(self.state, State::Over) {
             return;
         }
         self.announce(NodeState::GoingHome);
+        // A PC that is off must ask the head when it is woken: BootNext is for restarts only.
+        let leaving = match (ending, self.way_home) {
+            (Ending::PowerOff, _) => Leaving::PowerOff,
+            (Ending::Reboot, WayHome::BootNext) => Leaving::BootNext,
+            (Ending::Reboot, WayHome::LocalBoot) => Leaving::LocalBoot,
+        };
+        self.outputs.push_back(Output::Prepare { leaving });
         if matches!(self.state, State::Joining { .. } | State::Up { .. }) {
             self.outputs.push_back(Output::SendGoingHome {
                 reason: to_head.to_owned(),
             });
         }
         self.state = State::Over;
-        self.outputs
-            .push_back(Output::Tell(FromAgent::Home(to_init.to_owned())));
+        let to_init = to_init.to_owned();
+        self.outputs.push_back(Output::Tell(match ending {
+            Ending::Reboot => FromAgent::Home(to_init),
+            Ending::PowerOff => FromAgent::Off(to_init),
+        }));
     }
 
     /// Each word of the head sets the hour anew, so that a clock that was put right there is right here.
@@ -510,11 +529,6 @@ impl Node {
                 .push_back(Output::Tell(FromAgent::Status(text.to_owned())));
         }
     }
-}
-
-/// `FromNode` is what the shell makes of the `Send…` outputs.
-pub(crate) fn going_home(reason: String) -> FromNode {
-    FromNode::GoingHome { reason }
 }
 
 fn in_words(time: Duration) -> String {

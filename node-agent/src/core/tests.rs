@@ -42,6 +42,7 @@ fn drain(node: &mut Node) -> Vec<Output> {
             output,
             Output::Tell(FromAgent::Alive | FromAgent::Status(_) | FromAgent::Fact { .. })
                 | Output::Announce { .. }
+                | Output::Prepare { .. }
         )
     })
     .collect()
@@ -65,6 +66,8 @@ fn welcome() -> ToNode {
         site: "Computing centre".into(),
         until: "06:30".into(),
         home_at_unix_ms: None,
+        at_close: Ending::PowerOff,
+        way_home: WayHome::BootNext,
     })
 }
 
@@ -240,6 +243,7 @@ fn a_release_tells_the_head_and_then_pid_1() {
         ToNode::Release {
             patience_secs: 60,
             reason: "the administrator asked".into(),
+            ending: Ending::Reboot,
         },
     );
     let going = Output::SendGoingHome {
@@ -254,6 +258,7 @@ fn a_release_tells_the_head_and_then_pid_1() {
         ToNode::Release {
             patience_secs: 60,
             reason: "again".into(),
+            ending: Ending::Reboot,
         },
     );
     assert_eq!(drain(&mut n), []);
@@ -390,7 +395,8 @@ fn leaves_after(plans: &[(u64, Option<u64>)]) -> Option<u64> {
 
 fn home(outputs: &[(u64, Output)]) -> Option<u64> {
     let home = |(second, output): &(u64, Output)| {
-        matches!(output, Output::Tell(FromAgent::Home(_))).then_some(*second)
+        // As the group wants it at closing.
+        matches!(output, Output::Tell(FromAgent::Off(_))).then_some(*second)
     };
     outputs.iter().find_map(home)
 }
@@ -437,4 +443,51 @@ fn a_pulse_without_a_plan_keeps_it_and_follows_the_heads_clock() {
     n.handle_closed(at(21), "the head has died");
     drain(&mut n);
     assert_eq!(home(&pass(&mut n, 21, 500, false)), Some(20 + 30 + 5));
+}
+
+/// What a node that was welcomed by a group with both keys prepares, and what it asks PID 1 for.
+fn prepared(leave: impl FnOnce(&mut Node)) -> (Leaving, FromAgent) {
+    let mut n = up();
+    leave(&mut n);
+    let outputs: Vec<Output> = std::iter::from_fn(|| n.poll_output()).collect();
+    let [
+        ..,
+        Output::Prepare { leaving },
+        Output::SendGoingHome { .. },
+        Output::Tell(told),
+    ] = outputs.as_slice()
+    else {
+        panic!("not in this order: {outputs:?}")
+    };
+    (*leaving, told.clone())
+}
+
+#[test]
+fn it_goes_off_when_the_head_says_so_and_restarts_for_a_person() {
+    let release = |ending| {
+        move |n: &mut Node| {
+            let reason = "released".into();
+            let patience_secs = 60;
+            n.handle_message(
+                at(9),
+                ToNode::Release {
+                    patience_secs,
+                    reason,
+                    ending,
+                },
+            );
+        }
+    };
+    let off = prepared(release(Ending::PowerOff));
+    // Not by BootNext: a PC that is woken at night must ask the head.
+    assert_eq!(off, (Leaving::PowerOff, FromAgent::Off("released".into())));
+    let restart = prepared(release(Ending::Reboot));
+    assert_eq!(restart, (Leaving::BootNext, FromAgent::Home("released".into())));
+    let person = prepared(|n| {
+        n.handle_init(FromInit::Drain {
+            secs: 5,
+            reason: "key pressed".into(),
+        });
+    });
+    assert_eq!(person, (Leaving::BootNext, FromAgent::Home("key pressed".into())));
 }

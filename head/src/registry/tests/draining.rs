@@ -149,7 +149,7 @@ fn a_release_drains_first_and_is_on_its_way_when_the_node_says_so_or_its_patienc
         if says_so {
             trace
                 .registry
-                .handle_going_home(at(40), ConnectionId(1), "released");
+                .handle_going_home(at(40), ConnectionId(1), "released", Leaving::LocalBoot, &[]);
             trace.drain();
             assert_eq!(
                 trace.step(1),
@@ -173,7 +173,7 @@ fn a_persons_wish_ends_with_the_next_opening_and_an_administrators_does_not() {
     let mut trace = Trace::with_node(NIGHT);
     trace
         .registry
-        .handle_going_home(at(30), ConnectionId(1), "key pressed");
+        .handle_going_home(at(30), ConnectionId(1), "key pressed", Leaving::LocalBoot, &[]);
     trace.drain();
     let hold = |trace: &Trace| trace.disk[&mac(1)].hold.clone();
     assert_eq!(hold(&trace).as_deref(), Some("key pressed"));
@@ -202,7 +202,7 @@ fn a_persons_wish_ends_with_the_next_opening_and_an_administrators_does_not() {
     trace.registry.release(at(30), "lab-a01").unwrap();
     trace
         .registry
-        .handle_going_home(at(40), ConnectionId(1), "released");
+        .handle_going_home(at(40), ConnectionId(1), "released", Leaving::LocalBoot, &[]);
     trace.hours(78_400);
     assert_eq!(hold(&trace).as_deref(), Some("released by the administrator"));
     assert!(trace.woken.is_empty());

@@ -40,7 +40,7 @@ fn at_closing_a_node_goes_home_and_nothing_holds_it_there() {
     // The node says so too: that is no person's wish.
     trace
         .registry
-        .handle_going_home(at(1_002), ConnectionId(1), "released");
+        .handle_going_home(at(1_002), ConnectionId(1), "released", Leaving::LocalBoot, &[]);
     trace.drain();
     assert_eq!(trace.disk[&mac(1)].hold, None);
 }
@@ -65,7 +65,7 @@ fn when_the_hours_begin_the_group_is_woken_until_it_is_told_who_came() {
         }
         while let Some(output) = trace.registry.poll_output() {
             match output {
-                Output::Wake(mac) => woken.push((second, mac)),
+                Output::Wake(target) => woken.push((second, target.mac)),
                 Output::Event {
                     kind: "opening",
                     text,

@@ -165,9 +165,13 @@ fn a_restarted_head_keeps_its_nodes_up_without_a_flap() {
 #[test]
 fn whoever_leaves_by_itself_is_not_booted_again_until_woken() {
     let mut trace = Trace::up(1, "n1");
-    trace
-        .registry
-        .handle_going_home(at(30), ConnectionId(1), "key pressed\x1b[2J");
+    trace.registry.handle_going_home(
+        at(30),
+        ConnectionId(1),
+        "key pressed\x1b[2J",
+        Leaving::LocalBoot,
+        &[],
+    );
     trace.drain();
     assert_eq!(trace.state(1), NodeState::GoingHome);
     assert_eq!(trace.disk[&mac(1)].hold.as_deref(), Some("key pressed [2J"));
