@@ -13,7 +13,7 @@ use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, firewall, hours, print, tell};
+use crate::{Command, firewall, hours, print, tell, wake};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -68,7 +68,21 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             &client.post("/v1/release", &ReleaseRequest { nodeset }).await?,
             json.json,
         ),
-        Command::Wake { nodeset, json } => show_changed(
+        Command::Wake {
+            nodeset,
+            wait: true,
+            timeout,
+            json,
+        } => {
+            let report = wake::wake_and_wait(client, nodeset, timeout).await?;
+            if json.json {
+                document(&report)?;
+            } else {
+                write(&wake::text(&report))?;
+            }
+            wake::verdict(&report)
+        }
+        Command::Wake { nodeset, json, .. } => show_changed(
             &client.post("/v1/wake", &WakeRequest { nodeset }).await?,
             json.json,
         ),

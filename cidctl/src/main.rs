@@ -9,6 +9,7 @@ mod firewall;
 mod hours;
 mod print;
 mod tell;
+mod wake;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -113,10 +114,20 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Undo `release` and "two failed boots", and send a Wake-on-LAN packet.
+    /// Undo `release` and "two failed boots", and switch PCs on by Wake-on-LAN or their group's `wake_command`.
+    #[command(after_help = "Example: cidctl wake @lab-a --wait --timeout 5m\n\
+                      Silent PCs are called again after 5, 20, 60 and 180 seconds. docs/power.md tells what a PC needs for it.\n\
+                      With --wait, exit code 1 when somebody did not come; --json then prints one document: came (name, mac,\n\
+                      after_secs), missing (name, mac, state, reason), waited_secs.")]
     Wake {
         /// Which.
         nodeset: String,
+        /// Wait until they are up, and report who came and who did not.
+        #[arg(long)]
+        wait: bool,
+        /// How long to wait at the most.
+        #[arg(long, requires = "wait", default_value = "10m", value_parser = wake::duration)]
+        timeout: std::time::Duration,
         #[command(flatten)]
         json: Json,
     },

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use cid_protocol::api::{Event, EventList, NodeList, NodeRow, NodeState, Problem};
+use cid_protocol::api::{Event, EventList, NodeList, NodeRow, NodeState, Problem, WakeReport};
 
 fn cidctl(socket: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_cidctl"));
@@ -200,4 +200,32 @@ fn a_reader_that_goes_away_is_no_failure() {
         (Some(0), String::new())
     );
     head.join().unwrap();
+}
+
+#[test]
+fn waking_and_waiting_tells_who_came_and_fails_when_somebody_did_not() {
+    let woken = |state| {
+        let mut node = node("lab-a01");
+        node.state = state;
+        serde_json::to_string(&NodeList { nodes: vec![node] }).unwrap()
+    };
+    let arguments = ["wake", "lab-a01", "--wait", "--json"];
+    let (output, request) = ask(&arguments, "200 OK", &woken(NodeState::Up));
+    assert_eq!(output.status.code(), Some(0));
+    assert_eq!(request, "POST /v1/wake HTTP/1.1");
+    assert!(
+        text(&output.stderr).contains("lab-a01 is up after 0 s"),
+        "{output:?}"
+    );
+    let report: WakeReport = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((report.came.len(), report.missing.len()), (1, 0));
+    // The head of this test answers once and is gone: PCs may come while it is restarted.
+    let arguments = ["wake", "lab-a01", "--wait", "--timeout", "2s"];
+    let (output, _) = ask(&arguments, "200 OK", &woken(NodeState::Known));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(
+        text(&output.stdout),
+        "0 of 1 came\nlab-a01 did not come: known: joined\n"
+    );
+    assert!(text(&output.stderr).contains("1 of 1 did not come"), "{output:?}");
 }

@@ -479,12 +479,23 @@ fn fault_text(fault: &ImageFault, image: &str) -> String {
 /// What `cidhead check` finds in templates and images. Blocks.
 pub fn check(config: &Config) -> Vec<String> {
     let groups = group_settings(config);
-    findings(&Offers::load(
+    let mut found = findings(&Offers::load(
         Ipv4Addr::LOCALHOST,
         config.images_dir.clone(),
         Some(overrides(config)),
         groups,
-    ))
+    ));
+    for (name, group) in &config.groups {
+        if let Some(command) = &group.wake_command
+            && let Err(why) = command.look()
+        {
+            found.push(format!(
+                "group {name}: wake_command: {}: {why}",
+                command.program()
+            ));
+        }
+    }
+    found
 }
 
 /// Why the loader scripts cannot be rendered, if so. Blocks.

@@ -217,6 +217,41 @@ pub enum HoursChange {
     Clear,
 }
 
+/// What `cidctl wake --wait --json` prints: who was up at some moment of the wait, and who was not. Both sorted by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WakeReport {
+    /// These came.
+    pub came: Vec<Came>,
+    /// These did not.
+    pub missing: Vec<Missing>,
+    /// How long was waited, in seconds.
+    pub waited_secs: u64,
+}
+
+/// A machine that came.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Came {
+    /// Name; the MAC while it has none.
+    pub name: String,
+    /// Boot NIC's MAC.
+    pub mac: String,
+    /// Seconds from the call until it was seen up; 0 for one that was up before.
+    pub after_secs: u64,
+}
+
+/// A machine that did not come.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Missing {
+    /// Name; the MAC while it has none.
+    pub name: String,
+    /// Boot NIC's MAC.
+    pub mac: String,
+    /// What it was in the end.
+    pub state: NodeState,
+    /// Why, in plain words.
+    pub reason: String,
+}
+
 /// `GET /v1/explain/{mac}`: what this machine would be answered now, and why.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Explanation {

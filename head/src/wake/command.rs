@@ -97,6 +97,20 @@ impl WakeCommand {
         self.words.first().map_or("", String::as_str)
     }
 
+    /// Whether the program is there and can be run, by anybody at all.
+    ///
+    /// # Errors
+    /// Why not, in plain words.
+    pub fn look(&self) -> Result<(), String> {
+        use std::os::unix::fs::PermissionsExt;
+        let found = std::fs::metadata(self.program()).map_err(|error| error.to_string())?;
+        match found.permissions().mode() & 0o111 {
+            _ if !found.is_file() => Err("it is no file".to_owned()),
+            0 => Err("it is not executable; `chmod +x` it".to_owned()),
+            _ => Ok(()),
+        }
+    }
+
     fn command(&self, target: &Target) -> Command {
         let address = target.address.map(|address| address.to_string());
         let values = [
@@ -353,6 +367,9 @@ mod tests {
     async fn a_program_that_is_not_there_is_told() {
         let folder = tempfile::tempdir().expect("folder");
         let mut target = target("exit 0", folder.path());
+        assert_eq!(target.command.as_ref().map(WakeCommand::look), Some(Ok(())));
+        let there = WakeCommand::parse(&folder.path().display().to_string()).expect("a command");
+        assert_eq!(there.look(), Err("it is no file".to_owned()));
         target.command = Some(WakeCommand::parse("/does/not/exist {mac}").expect("a command"));
         let error = CommandHook::default().wake(&target).await.map(|_| ());
         assert!(matches!(error, Err(WakeError::Start { .. })), "{error:?}");

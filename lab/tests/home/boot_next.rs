@@ -5,10 +5,16 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use cid_protocol::api::NodeState;
+use cid_protocol::trace::{Step, Trace, What};
 use cidlab::lab::images_dir;
 use cidlab::{HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT, WINDOWS_LIMIT};
 
-const BOOT_REQUESTS: &str = "udp dst port 67";
+/// How often its firmware has asked the head for a boot.
+fn asked(lab: &Lab, pc: &Pc) -> Result<usize> {
+    let trace: Trace = serde_json::from_str(&lab.ctl(&["trace", &pc.mac(), "--all", "--json"])?)?;
+    let asked = |step: &&Step| matches!(step.what, What::Discover { .. });
+    Ok(trace.steps.iter().filter(asked).count())
+}
 
 /// In the cluster, released, in Windows; how long from the one to the other, and how often firmware asked on the way.
 fn home(lab: &mut Lab, pc: &mut Pc, way: &str) -> Result<(Duration, usize)> {
@@ -24,11 +30,11 @@ fn home(lab: &mut Lab, pc: &mut Pc, way: &str) -> Result<(Duration, usize)> {
         entry.as_deref() == Some("Boot0001 Windows Boot Manager"),
         "{entry:?}"
     );
-    let asked = lab.frames(BOOT_REQUESTS)?.lines().count();
+    let before = asked(lab, pc)?;
     let released = SystemTime::now();
     lab.release(pc)?;
     let windows = pc.wait_windows(WINDOWS_LIMIT)?.duration_since(released)?;
-    let asked = lab.frames(BOOT_REQUESTS)?.lines().count() - asked;
+    let asked = asked(lab, pc)? - before;
     pc.wait_state(NodeState::Home, Duration::from_secs(60))?;
     pc.power_off()?;
     pc.assert_disk_untouched()?;

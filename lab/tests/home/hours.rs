@@ -1,6 +1,6 @@
 //! A school day by the head's clock, which a lab may set; the machines are real and take the time they take.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, Result, ensure};
 use cid_protocol::api::NodeState;
@@ -78,7 +78,11 @@ fn off_for_the_day(name: &str, machine: Machine, card: &str) -> Result<()> {
     );
     ensure!(pc.windows_boots() == 0, "it went through Windows");
     pc.assert_disk_untouched()?;
-    pc.wait_state(NodeState::Home, MINUTE)?;
+    let deadline = Instant::now() + MINUTE;
+    while pc.node()?.is_none_or(|node| node.state != NodeState::Home) {
+        ensure!(Instant::now() < deadline, "the head waits for a PC that is off");
+        std::thread::sleep(Duration::from_secs(1));
+    }
     evening(name, &mut lab, &mut pc, &options)?;
     super::gone(lab, pc)
 }
