@@ -75,9 +75,8 @@ fn call(interface: &str, command: u32, active: u32) -> io::Result<WolInfo> {
         .or_else(|_| UdpSocket::bind((std::net::Ipv4Addr::UNSPECIFIED, 0)))?;
     // SAFETY: `request` is a whole ifreq with a NUL-terminated name; its data points to `info`, which has the layout of the
     // structure that ETHTOOL_GWOL and ETHTOOL_SWOL read and write, and lives behind the call. nix and rustix have no ethtool.
-    crate::check(
-        unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) }.into(),
-    )?;
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL as _, &raw mut request) };
+    crate::check(result.into())?;
     Ok(info)
 }
 
