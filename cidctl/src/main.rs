@@ -153,7 +153,7 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
-    /// Look at the head itself: ports, firewall, interface, images, templates, clock, disk, database, other servers.
+    /// Look at the head itself: ports, firewall, interface, images, templates, hours, clock, disk, database, other servers.
     #[command(
         after_help = "Every line is ok, warn or FAIL, with what to do. Run it as root to see the firewall's rules.\n\
                       Exit code 1 when something failed."

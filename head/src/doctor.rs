@@ -1,9 +1,11 @@
 //! The head looks at itself: what of it would keep PCs from booting, with a remedy each. Reads only; must never mend.
 //! What needs another user's rights (the firewall) is `cidctl doctor`'s own work.
 
+mod hours;
 mod ports;
 
 use std::path::Path;
+use std::time::Duration;
 
 use cid_bootserver::images;
 use cid_bootserver::policy::ImageFault;
@@ -40,7 +42,8 @@ pub fn examine(api: &Api) -> Checkup {
     findings.extend(range(config, api.boot.leases()));
     findings.extend(templates(config));
     findings.extend(groups(config));
-    findings.push(clock());
+    findings.extend(hours::examine(api));
+    findings.push(clock(crate::wall::lab_clock()));
     findings.push(space("state-space", &config.state_dir));
     findings.push(space("image-space", &config.images_dir));
     findings.push(database(api));
@@ -192,7 +195,20 @@ fn image(folder: &Path, name: &str) -> Finding {
 }
 
 /// Leases and hours hang on it.
-fn clock() -> Finding {
+fn clock(lab: Option<Duration>) -> Finding {
+    if let Some(ahead) = lab {
+        return Finding::fail(
+            "clock",
+            format!(
+                "the wall clock is a virtual lab's, {} s ahead: real PCs would compute outside their hours",
+                ahead.as_secs()
+            ),
+            format!(
+                "unset {} and restart cidhead, if there are real PCs",
+                crate::wall::VARIABLE
+            ),
+        );
+    }
     match cid_sys::clock::is_unsynchronised() {
         Ok(false) => Finding::ok("clock", "the clock is kept right by a time service"),
         Ok(true) => Finding::warn(

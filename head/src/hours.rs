@@ -256,6 +256,16 @@ pub fn for_people(zone: &TimeZone, at: Timestamp) -> String {
     format!("{day} {} {:02}:{:02}", local.date(), local.hour(), local.minute())
 }
 
+/// A zone as people name it.
+pub fn zone_name(zone: &TimeZone) -> &str {
+    match zone.iana_name() {
+        Some(name) => name,
+        None if zone.is_unknown() => "UTC",
+        // A copy of a zone's file has no name.
+        None => "the head's own time zone",
+    }
+}
+
 fn day_after(day: Date, days: i32) -> Option<Date> {
     day.checked_add(days.days()).ok()
 }

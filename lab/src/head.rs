@@ -199,6 +199,8 @@ impl Head {
         self.clock_ahead.set(options.clock_ahead);
         let dir = self.room.dir();
         fs::create_dir_all(dir.join("state"))?;
+        // Without this mark a head takes no time of day from its environment.
+        fs::write(dir.join("state/virtual-lab"), "")?;
         fs::write(dir.join("head.toml"), options.to_toml(dir)).context("writing head.toml")
     }
 

@@ -39,5 +39,6 @@ fn a_full_range_is_worth_a_look() {
 #[test]
 fn a_folder_with_space_is_fine() {
     assert_ne!(space("state-space", Path::new("/")).level, Level::Fail);
-    assert_ne!(clock().level, Level::Fail);
+    assert_ne!(clock(None).level, Level::Fail);
+    assert_eq!(clock(Some(Duration::from_secs(60))).level, Level::Fail);
 }

@@ -4,7 +4,7 @@ use jiff::civil::Date;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ToSpan};
 
-use super::{Hours, State, day_after, for_people, moment, parse};
+use super::{Hours, State, day_after, for_people, moment, parse, zone_name};
 
 /// Longest exception, in days: what lasts longer belongs into head.toml.
 const LONGEST_DAYS: i64 = 366;
@@ -178,7 +178,7 @@ pub fn until(text: &str, zone: &TimeZone, now: Timestamp) -> Result<Timestamp, U
         return Err(UntilError::Past {
             asked: for_people(zone, end),
             now: for_people(zone, now),
-            zone: zone.iana_name().unwrap_or("UTC").to_owned(),
+            zone: zone_name(zone).to_owned(),
         });
     }
     if now

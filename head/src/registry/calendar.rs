@@ -9,7 +9,7 @@ use jiff::{SignedDuration, Timestamp};
 
 use super::{CommandError, Now, Output, Registry};
 use crate::config::{Group, nearest};
-use crate::hours::{Exception, Kind, Schedule, State, for_people, until};
+use crate::hours::{Exception, Kind, Schedule, State, for_people, until, zone_name};
 
 /// What is kept of a group in the database.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -202,14 +202,21 @@ impl Registry {
         let (Some(plan), Some(group)) = (self.plan(now, name), self.groups.get(name)) else {
             return;
         };
-        let (at, patience) = (moment(now), group.patience);
+        let at = moment(now);
+        let exception = self.exception(name).filter(|exception| exception.covers(at));
+        // An exception is as old as it is, whenever this head was started.
+        let closed_at = match before {
+            None => exception.map_or(at, |exception| exception.from),
+            Some(_) => at,
+        };
+        let patience_ends = later(closed_at, group.patience);
         let calendar = self.calendar.entry(name.to_owned()).or_default();
         calendar.plan = Some(plan);
         calendar.leave = match (plan.state, before.map(|before| before.state)) {
             (State::Open { .. }, _) => None,
             (State::Closed { .. }, Some(State::Closed { .. })) => calendar.leave,
             (State::Closed { .. }, Some(State::Open { until: Some(until) })) if until <= at => Some(until),
-            (State::Closed { .. }, _) => Some(later(at, patience)),
+            (State::Closed { .. }, _) => Some(patience_ends),
         };
     }
 
@@ -277,13 +284,13 @@ impl Registry {
             then: text(plan.then),
             hours: group.hours.lines(),
             exception,
-            time_zone: self.zone_name().to_owned(),
+            time_zone: zone_name(&self.zone).to_owned(),
         })
     }
 
-    /// The time zone of the hours, by name.
-    pub fn zone_name(&self) -> &str {
-        self.zone.iana_name().unwrap_or("UTC")
+    /// Whether the hours are read by somebody's wall clock: neither head.toml nor this system may have named one.
+    pub fn knows_its_zone(&self) -> bool {
+        !self.zone.is_unknown()
     }
 }
 

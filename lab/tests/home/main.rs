@@ -1,6 +1,7 @@
 //! The way home, as the PC's Windows sees it: what a TPM measured, how long firmware took, what ten nights left behind.
 
 mod boot_next;
+mod exception;
 mod hours;
 mod measured;
 mod nights;

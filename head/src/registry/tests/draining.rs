@@ -97,6 +97,11 @@ fn a_node_is_told_the_moment_at_which_its_group_was_closed_by_hand() {
     assert_eq!(trace.plans(), [Some(160)]);
     let reason = "its group lab-a closes at 22:16".to_owned();
     assert_eq!(trace.step(1), (NodeState::Draining, reason, Some(160)));
+    // A head that is restarted gives it no second patience.
+    trace.restart_with(120, NIGHT);
+    trace.hours(120);
+    trace.hello(121, 1, 1, "boot-1");
+    assert_eq!(trace.step(1).2, Some(160));
     // Taken back within the minute: nobody has to leave.
     trace.change(130, HoursChange::Clear, None).unwrap();
     trace.hours(131);
