@@ -193,7 +193,13 @@ impl Directory for Desk {
 impl BootView for Desk {
     /// Goes by what the machine was when it last asked.
     fn explain(&self, mac: Mac) -> Explanation {
-        let record = self.core.read(|registry| registry.record(mac).cloned());
+        let now = self.core.now();
+        let (record, exception) = self.core.read(|registry| {
+            let record = registry.record(mac).cloned();
+            let group = record.as_ref().and_then(|record| registry.group_of(record));
+            let exception = group.and_then(|(name, _)| registry.exception_text(now, name));
+            (record, exception)
+        });
         let facts = last_facts(mac, record.as_ref());
         let up = record.is_some_and(|record| matches!(record.state, NodeState::Up | NodeState::Draining));
         // Not through `decide`: nobody was answered, so nothing is counted.
@@ -210,6 +216,9 @@ impl BootView for Desk {
             why if up => format!("it is up; if its firmware asked now: {why}"),
             why => why.to_string(),
         };
+        if let Some(exception) = exception {
+            text.push_str(&format!("; {exception}"));
+        }
         for quirk in [decision.manner.by_table, decision.manner.forced]
             .into_iter()
             .flatten()

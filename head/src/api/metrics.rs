@@ -24,6 +24,17 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "state",
         states,
     );
+    let now = api.core.now();
+    let groups = api.core.read(|registry| registry.group_hours(now, None));
+    let groups = groups.unwrap_or_default().into_iter();
+    family(
+        &mut text,
+        "cid_group_open",
+        "gauge",
+        "1 while the group may compute.",
+        "group",
+        groups.map(|group| (group.group, u64::from(group.open))),
+    );
     let help = "Packets, messages and requests not answered, by reason.";
     family(
         &mut text,

@@ -182,6 +182,7 @@ async fn every_endpoint_answers_and_every_failure_is_a_problem() {
     let (_, body) = exchange(&socket, &get_request("/metrics")).await;
     for line in [
         "cid_machines{state=\"home\"} 2",
+        "cid_group_open{group=\"lab-a\"} 1",
         "cid_drops_total{reason=\"dhcp-malformed\"} 3",
         "cid_decisions_total{decision=\"local-disk/not-adopted\"} 2",
         "cid_leases 1",

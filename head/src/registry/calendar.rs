@@ -186,6 +186,18 @@ impl Registry {
         self.calendar.get(name)?.record.exception
     }
 
+    /// That an exception counts now instead of a group's hours, for people.
+    pub fn exception_text(&self, now: Now, name: &str) -> Option<String> {
+        let exception = self.exception(name)?;
+        let until = for_people(&self.zone, exception.until);
+        exception.covers(moment(now)).then(|| {
+            format!(
+                "by an exception {name} is {} until {until}",
+                exception.kind.word()
+            )
+        })
+    }
+
     fn put_exception(&mut self, now: Now, name: &str, exception: Option<Exception>) {
         let calendar = self.calendar.entry(name.to_owned()).or_default();
         if calendar.record.exception == exception {

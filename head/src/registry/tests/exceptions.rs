@@ -75,12 +75,17 @@ fn a_group_is_opened_for_an_evening_and_closes_by_itself() {
         "open until Tue 2023-11-14 23:00, open until Tue 2023-11-14 23:00"
     );
     assert_eq!(trace.registry.hours(at(2), "lab-a"), Hours::Open);
+    assert_eq!(
+        trace.registry.exception_text(at(2), "lab-a").as_deref(),
+        Some("by an exception lab-a is open until Tue 2023-11-14 23:00")
+    );
     // 23:00 is second 2800.
     trace.hours(2_799);
     assert!(trace.groups["lab-a"].exception.is_some());
     trace.hours(2_800);
     assert_eq!(trace.groups["lab-a"].exception, None);
     assert_eq!(trace.shown(2_800), "closed until Wed 2023-11-15 08:00, none");
+    assert_eq!(trace.registry.exception_text(at(2_800), "lab-a"), None);
     assert_eq!(
         trace.events,
         [
