@@ -151,9 +151,10 @@ impl Registry {
     /// Tells connected nodes when they go home, if that is not what they were told last.
     pub(super) fn tell_plans(&mut self, now: Now) {
         let moved = self.machines.values().filter_map(|machine| {
+            // First, because strangers without one may be many.
+            let connection = machine.connection?;
             let (group, _) = self.group_of(&machine.record)?;
             let home_at_unix_ms = self.closes_at(now, group);
-            let connection = machine.connection?;
             (machine.told != home_at_unix_ms).then(|| {
                 let until = self.open_until(now, group);
                 let plan = Plan {

@@ -144,6 +144,8 @@ impl Registry {
                 continue;
             };
             let wake = self.groups.get(&name).is_some_and(|group| group.wake);
+            // Who is called in the last minutes would only start its own system.
+            let in_time = self.hours(now, &name) == policy::Hours::Open;
             let calendar = self.calendar.entry(name.clone()).or_default();
             let known = calendar.record.opened;
             let opened = match plan.state {
@@ -152,7 +154,7 @@ impl Registry {
             };
             // Its end may have been moved; it is over when the end that was known last has passed.
             let same = known.is_some_and(|known| known.until.is_none_or(|until| until > moment(now)));
-            if opened.is_none() {
+            if !in_time {
                 calendar.rounds.clear();
             } else if !same && wake {
                 calendar.rounds = ROUNDS.map(|after| now.monotonic + after).into();

@@ -112,6 +112,26 @@ fn a_node_is_told_the_moment_at_which_its_group_was_closed_by_hand() {
 }
 
 #[test]
+fn a_head_with_other_hours_tells_them_to_the_node_that_finds_it_again() {
+    let hours = |span: &str| NIGHT.replace("20:00-22:30", span);
+    for (span, hour) in [("20:00-22:20", 400), ("20:00-23:00", 2_800), ("20:00-22:00", 160)] {
+        let mut trace = Trace::with_node(NIGHT);
+        trace.restart_with(100, &hours(span));
+        trace.hours(100);
+        trace.hello(101, 1, 2, "boot-1");
+        let home_at = trace.sent.iter().rev().find_map(|(_, message)| match message {
+            ToNode::Welcome(welcome) => welcome.home_at_unix_ms,
+            _ => None,
+        });
+        assert_eq!(home_at.map(|at| at / 1_000 - START), Some(hour), "{span}");
+        trace.hours(hour - 1);
+        assert!(!trace.told_to_go(), "{span}");
+        trace.hours(hour);
+        assert!(trace.told_to_go(), "{span}");
+    }
+}
+
+#[test]
 fn an_administrators_drain_lasts_over_restarts_until_it_is_undone() {
     let mut trace = Trace::with_node(NIGHT);
     trace
@@ -249,6 +269,11 @@ fn a_head_that_starts_behind_the_opening_wakes_once() {
     trace.hours(90_000);
     assert_eq!(trace.woken, [mac(1)]);
     trace.hours(78_400 + 86_400);
+    assert_eq!(trace.woken, [mac(1), mac(1)]);
+    // A head that starts five minutes before closing calls nobody: such a boot would only turn round.
+    trace.groups.clear();
+    trace.restart_with(78_400 + 86_400 + 8_700, NIGHT);
+    trace.hours(78_400 + 86_400 + 8_700);
     assert_eq!(trace.woken, [mac(1), mac(1)]);
     // A whole day without a head: the opening of the day before is not this one.
     trace.restart_with(78_500 + 2 * 86_400, NIGHT);
