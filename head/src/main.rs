@@ -211,6 +211,10 @@ fn run(file: &Path) -> Result<()> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    // Before there are threads: a wake command is somebody else's program, and has no business with raw sockets.
+    if let Err(error) = cid_sys::capabilities::clear_ambient() {
+        tracing::warn!(%error, "wake commands inherit the head's capabilities");
+    }
     let config = Config::read(file)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(service::run(config, kept))

@@ -1,6 +1,8 @@
 //! The real head on a real wire with real clients: ISC's dhclient, dnsmasq as a rival, curl, socat. Each test has its
 //! own network namespaces.
 
+#[path = "wire/power.rs"]
+mod power;
 #[path = "wire/room.rs"]
 mod room;
 #[path = "wire/trace.rs"]

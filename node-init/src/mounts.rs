@@ -71,7 +71,8 @@ const MOUNTS: [Mount; 8] = [
     },
 ];
 
-/// Mounted read-only: BootOrder belongs to the PC.
+/// Mounted read-only: BootOrder belongs to the PC. Where a group says `way_home = "boot-next"`, the agent makes it writable for the moment
+/// in which it writes BootNext.
 const FIRMWARE_VARIABLES: Mount = Mount {
     target: "/sys/firmware/efi/efivars",
     kind: "efivarfs",

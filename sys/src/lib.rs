@@ -7,11 +7,13 @@
 //! | [`evdev`] | which keys an input device has |
 //! | [`watchdog`] | time-out of a hardware watchdog |
 //! | [`descriptors`] | file descriptors inherited by number, and handed on by number |
+//! | [`capabilities`] | what programs started from here inherit |
 //! | [`signals`] | the signal mask of a child |
 //! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
 //! | [`terminal`] | columns and rows of a terminal |
 //! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
 
+pub mod capabilities;
 pub mod clock;
 pub mod descriptors;
 pub mod evdev;

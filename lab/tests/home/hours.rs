@@ -9,12 +9,13 @@ use cidlab::{HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// The head's clock jumps to this time of a Wednesday.
+/// The head's clock jumps to this time of a Wednesday; returns when that was by ours.
 fn jump(lab: &mut Lab, options: &HeadOptions, time: (u64, u64, u64)) -> Result<SystemTime> {
     lab.head.kill()?;
+    let now = SystemTime::now();
     lab.head.configure(&options.clone().on_a_school_day(time))?;
     lab.head.up()?;
-    Ok(SystemTime::now())
+    Ok(now)
 }
 
 fn options() -> HeadOptions {
@@ -34,6 +35,10 @@ fn evening(name: &str, lab: &mut Lab, pc: &mut Pc, options: &HeadOptions) -> Res
         pc.powered_on().elapsed()?.as_secs_f64()
     );
     ensure!(woken >= Duration::from_secs(20), "it was woken before 20:00");
+    let packets = lab.frames("udp dst port 9")?;
+    for to in ["255.255.255.255.9", "10.77.0.255.9"] {
+        ensure!(packets.contains(to), "no magic packet to {to}: {packets}");
+    }
     pc.power_off()
 }
 

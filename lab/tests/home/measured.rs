@@ -62,6 +62,24 @@ fn a_chain_loaded_morning_is_noticed() -> Result<()> {
     gone(lab, pc)
 }
 
+/// What docs/power.md says of `way_home = "boot-next"`: the boot behind it is measured in register 4, and not in those that BitLocker uses
+/// where Secure Boot is on.
+#[test]
+fn boot_next_is_measured() -> Result<()> {
+    let options = HeadOptions::new(images_dir(), "minimal").with_key("way_home = \"boot-next\"");
+    let mut lab = Lab::start_in(Room::start("tpm-next")?, &options)?;
+    let mut pc = lab.power_on(machine())?;
+    pc.wait_up(UP_LIMIT)?;
+    lab.release(&pc)?;
+    pc.wait_windows(WINDOWS_LIMIT)?;
+    let next = pc.pcrs()?;
+    pc.power_off()?;
+    let never = never_enrolled(&mut lab, machine())?;
+    println!("never enrolled  {never}\nby BootNext     {next}");
+    assert_eq!(next.differences(&never), [4]);
+    gone(lab, pc)
+}
+
 /// For the documents: what putting the network before the disk in firmware setup changes by itself, without us.
 #[test]
 fn the_boot_order_alone_is_measured() -> Result<()> {
