@@ -12,8 +12,8 @@ use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
-use cid_protocol::api::{DhcpStatus, Explanation, NodeState, Status};
-use cid_protocol::node::{FromNode, Hardware, Hello, Link, NODE_PROTOCOL_VERSION, ToNode};
+use cid_protocol::api::{DhcpStatus, Explanation, HoursList, NodeState, Status};
+use cid_protocol::node::{FromNode, Hardware, Hello, Leaving, Link, NODE_PROTOCOL_VERSION, ToNode};
 
 use room::{LIMIT, MAC, Process, Room, run, wait_for};
 
@@ -63,7 +63,13 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
             .at_pc("curl")
             .args(["-sS", "-f", &format!("http://10.77.0.1/{path}")]))
     };
-    assert!(fetch("boot.ipxe").contains("goes to its own disk"));
+    // An iPXE of the PC's own goes on to the disk when it is refused.
+    let is_refused = |path: &str| {
+        let mut curl = room.at_pc("curl");
+        curl.args(["-sS", "-o", "/dev/null", "-w", "%{http_code}"]);
+        run(curl.arg(format!("http://10.77.0.1/{path}"))) == "404"
+    };
+    assert!(is_refused("boot.ipxe"));
 
     let list = room.post(
         "/v1/adopt",
@@ -97,7 +103,7 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
     assert_eq!(room.dhclient(IPXE).as_deref(), Some(address.as_str()));
     let row = room.wait_state(NodeState::Home);
     assert!(row.reason.contains("never joined"), "{}", row.reason);
-    assert!(fetch("boot.ipxe").contains("goes to its own disk"));
+    assert!(is_refused("boot.ipxe"));
     let explain = || {
         room.get::<Explanation>(&format!("/v1/explain/{MAC}"))
             .expect("an answer")
@@ -200,9 +206,45 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
             ..
         }
     ));
-    assert!(room.wait_state(NodeState::GoingHome).since_unix >= since);
+    let draining = room.wait_state(NodeState::Draining);
+    assert!(draining.since_unix >= since && draining.deadline_unix >= Some(since + 60));
+    let reason = "released".to_owned();
+    let leaving = Leaving::default();
+    let steps = Vec::new();
+    let goes = FromNode::GoingHome {
+        reason,
+        leaving,
+        steps,
+    };
+    let stdin = node.0.stdin.as_mut().expect("piped");
+    stdin.write_all(&frame(&goes)).expect("sent");
+    room.wait_state(NodeState::GoingHome);
     assert_eq!(room.dhclient(IPXE), Some(address));
     assert!(room.wait_state(NodeState::Home).reason.contains("released"));
+}
+
+#[test]
+fn an_exception_from_the_hours_outlives_kill_9_until_it_is_cleared() {
+    let room = Room::new("");
+    let change = |body: &str| {
+        let header = "Content-Type: application/json";
+        let answer = room.curl(&["-H", header, "-d", body, "http://head/v1/hours"]);
+        assert!(answer.is_some(), "{body}");
+    };
+    let is_open = || {
+        let list = room.get::<HoursList>("/v1/hours").expect("an answer");
+        list.groups.first().map(|group| group.open)
+    };
+    let mut head = room.start_head(&[]);
+    assert_eq!(is_open(), Some(true), "its hours are `always`");
+    change(r#"{"group":"lab-a","change":"closed","until":"24:00"}"#);
+    head.kill();
+    let mut head = room.start_head(&[]);
+    assert_eq!(is_open(), Some(false));
+    change(r#"{"group":"lab-a","change":"clear"}"#);
+    head.kill();
+    let _head = room.start_head(&[]);
+    assert_eq!(is_open(), Some(true));
 }
 
 #[test]

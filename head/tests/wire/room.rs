@@ -212,7 +212,7 @@ impl Room {
         fs::read_to_string(self.path("head.log")).unwrap_or_default()
     }
 
-    fn curl(&self, arguments: &[&str]) -> Option<String> {
+    pub(crate) fn curl(&self, arguments: &[&str]) -> Option<String> {
         let socket = self.path("head.sock");
         let mut curl = Command::new("curl");
         let output = curl
