@@ -31,8 +31,8 @@ pub(crate) struct Entry {
     is_windows: Match,
 }
 
-/// How sure it is that an entry starts Windows. Ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// How sure it is that an entry starts Windows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Match {
     No,
     /// By its name: some firmware writes paths of its own.
@@ -63,18 +63,17 @@ pub(crate) fn windows_entry() -> Option<Entry> {
     choose(entries.filter_map(|number| parse(number, &read(&format!("Boot{number:04X}"))?)))
 }
 
-/// The surest; of several the first.
+/// The surest; of several the first. Looks no further than it must: the kernel lets a user read a hundred variables a second.
 fn choose(entries: impl Iterator<Item = Entry>) -> Option<Entry> {
-    let mut best: Option<Entry> = None;
-    for entry in entries.filter(|entry| entry.is_windows > Match::No) {
-        if best
-            .as_ref()
-            .is_none_or(|known| entry.is_windows > known.is_windows)
-        {
-            best = Some(entry);
+    let mut named: Option<Entry> = None;
+    for entry in entries {
+        match entry.is_windows {
+            Match::Path => return Some(entry),
+            Match::Name => named = named.or(Some(entry)),
+            Match::No => {}
         }
     }
-    best
+    named
 }
 
 /// Has firmware start Windows at the next boot, and only then.

@@ -302,7 +302,7 @@ impl Registry {
         }
     }
 
-    /// Undoes `release` and "two failed boots", and sends a Wake-on-LAN packet to machines that are not up.
+    /// Undoes `release` and "two failed boots", and has machines switched on that are not up.
     ///
     /// # Errors
     /// The node set's; nothing was changed.
