@@ -18,6 +18,8 @@ pub struct GroupRecord {
     pub exception: Option<Exception>,
     /// Its machines were called for the opening that lasts at this moment; `None` while it is closed.
     pub opened: Option<Opened>,
+    /// When the nodes of a group that is closed must have left; `None` while it is open.
+    pub leave: Option<Timestamp>,
 }
 
 /// An opening that has begun.
@@ -34,8 +36,6 @@ pub(super) struct Calendar {
     /// Calls to its machines that are still to be made, on the monotonic clock.
     pub(super) rounds: VecDeque<Duration>,
     plan: Option<Plan>,
-    /// When the nodes of a closed group must have left.
-    leave: Option<Timestamp>,
 }
 
 /// What is known of a group's next changes. Looking further ahead than a night may take milliseconds, and every boot asks.
@@ -160,7 +160,7 @@ impl Registry {
         let at = moment(now);
         let until = until(end.ok_or(CommandError::NoUntil)?, &self.zone, at)?;
         // The database keeps whole seconds.
-        let from = Timestamp::from_second(at.as_second()).unwrap_or(at);
+        let from = whole_second(at);
         let exception = Exception { kind, from, until };
         self.put_exception(now, name, Some(exception));
         let counts = self.in_words(now, name);
@@ -209,27 +209,31 @@ impl Registry {
         self.persist_group(name);
     }
 
-    /// Looks the plan up again. Where it closes a group otherwise than `before` said, its nodes have their patience from now.
+    /// Looks the plan up again. Where it closes a group otherwise than was foreseen, its nodes have their patience from now; that
+    /// moment is kept, so that a head which is restarted gives nobody a second patience.
     fn plan_again(&mut self, now: Now, name: &str, before: Option<Plan>) {
         let (Some(plan), Some(group)) = (self.plan(now, name), self.groups.get(name)) else {
             return;
         };
-        let at = moment(now);
-        let exception = self.exception(name).filter(|exception| exception.covers(at));
-        // An exception is as old as it is, whenever this head was started.
-        let closed_at = match before {
-            None => exception.map_or(at, |exception| exception.from),
-            Some(_) => at,
-        };
-        let patience_ends = later(closed_at, group.patience);
+        let at = whole_second(moment(now));
+        let patience_ends = later(at, group.patience);
         let calendar = self.calendar.entry(name.to_owned()).or_default();
         calendar.plan = Some(plan);
-        calendar.leave = match (plan.state, before.map(|before| before.state)) {
-            (State::Open { .. }, _) => None,
-            (State::Closed { .. }, Some(State::Closed { .. })) => calendar.leave,
-            (State::Closed { .. }, Some(State::Open { until: Some(until) })) if until <= at => Some(until),
-            (State::Closed { .. }, _) => Some(patience_ends),
+        let foreseen = match before {
+            Some(before) => before.state.changes().filter(|_| before.state.is_open()),
+            None => calendar.record.opened.and_then(|opened| opened.until),
         };
+        let leave = match plan.state {
+            State::Open { .. } => None,
+            State::Closed { .. } => {
+                let foreseen = foreseen.filter(|until| *until <= moment(now));
+                calendar.record.leave.or(foreseen).or(Some(patience_ends))
+            }
+        };
+        if calendar.record.leave != leave {
+            calendar.record.leave = leave;
+            self.persist_group(name);
+        }
     }
 
     /// When the nodes of a group must have left: its closing, or what is left of their patience when that came unforeseen.
@@ -237,7 +241,7 @@ impl Registry {
         let plan = self.plan(now, name)?;
         match plan.state {
             State::Open { until } => until,
-            State::Closed { .. } => self.calendar.get(name).and_then(|calendar| calendar.leave),
+            State::Closed { .. } => self.calendar.get(name).and_then(|calendar| calendar.record.leave),
         }
     }
 
@@ -316,6 +320,10 @@ pub(super) fn later(at: Timestamp, by: Duration) -> Timestamp {
         .ok()
         .and_then(|by| at.checked_add(by).ok())
         .unwrap_or(Timestamp::MAX)
+}
+
+fn whole_second(at: Timestamp) -> Timestamp {
+    Timestamp::from_second(at.as_second()).unwrap_or(at)
 }
 
 /// Unix seconds; before 1970 is 1970.

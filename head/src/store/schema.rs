@@ -21,7 +21,7 @@ const MAX_STEPS: i64 = 64;
 
 /// Every step from an empty file to this version. Steps are added at the end, never changed.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES), M::up(HOURS)])
+    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES), M::up(HOURS), M::up(LEAVE)])
 }
 
 const FIRST: &str = "CREATE TABLE lease (
@@ -66,6 +66,8 @@ const HOURS: &str = "CREATE TABLE grp (
          ) STRICT;
          ALTER TABLE machine ADD COLUMN hold_until INTEGER;
          ALTER TABLE machine ADD COLUMN drain TEXT;";
+
+const LEAVE: &str = "ALTER TABLE grp ADD COLUMN leave_unix INTEGER;";
 
 pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     let hardware = record
@@ -179,7 +181,7 @@ pub(super) fn put_group(
     }
     let exception = group.exception.as_ref();
     transaction
-        .prepare_cached("INSERT OR REPLACE INTO grp VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .prepare_cached("INSERT OR REPLACE INTO grp VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)")?
         .execute(params![
             name,
             exception.map(|exception| exception.kind.word()),
@@ -190,6 +192,7 @@ pub(super) fn put_group(
                 .opened
                 .and_then(|opened| opened.until)
                 .map(|until| until.as_second()),
+            group.leave.map(|leave| leave.as_second()),
         ])?;
     Ok(())
 }
@@ -214,7 +217,13 @@ fn group_of(row: &Row<'_>) -> rusqlite::Result<(String, GroupRecord)> {
     };
     let (opened, until) = (row.get("opened")?, moment("opened_until")?);
     let opened = Some(Opened { until }).filter(|_| opened);
-    Ok((row.get("name")?, GroupRecord { exception, opened }))
+    let leave = moment("leave_unix")?;
+    let group = GroupRecord {
+        exception,
+        opened,
+        leave,
+    };
+    Ok((row.get("name")?, group))
 }
 
 pub(super) fn machines(connection: &Connection) -> rusqlite::Result<Vec<Record>> {

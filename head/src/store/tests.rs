@@ -40,6 +40,7 @@ fn group(opened: Option<Opened>) -> GroupRecord {
     GroupRecord {
         exception: Some(exception),
         opened,
+        leave: Some(second(1_700_000_060)),
     }
 }
 
