@@ -70,29 +70,26 @@ pub enum Refusal {
     NotCommitted,
 }
 
-/// Reads a path. `\` is a separator, doubled and leading separators do not matter.
+/// Reads a path. `\` is a separator, doubled and leading separators do not matter, nor does the case of a letter (firmware
+/// thinks in FAT's names), but for an image's name, which is one on our disk.
 pub fn parse(path: &str) -> Result<Wanted, Refusal> {
     if path.len() > MAX_PATH || path.chars().any(char::is_control) {
         return Err(Refusal::BadPath);
     }
-    let parts: Vec<&str> = path
-        .split(['/', '\\'])
-        .filter(|part| !part.is_empty() && *part != ".")
-        .collect();
+    let lower_case = path.to_ascii_lowercase();
+    let parts = split(&lower_case);
     if parts.contains(&"..") {
         return Err(Refusal::BadPath);
     }
     match parts.as_slice() {
-        ["images", image, file @ ("vmlinuz" | "initrd.img")] => {
+        ["images", _, file @ ("vmlinuz" | "initrd.img")] => {
             let file = if *file == "vmlinuz" {
                 "vmlinuz"
             } else {
                 "initrd.img"
             };
-            Ok(Wanted::Image {
-                image: (*image).to_owned(),
-                file,
-            })
+            let image = split(path).get(1).copied().unwrap_or_default().to_owned();
+            Ok(Wanted::Image { image, file })
         }
         ["windows"] => Ok(Wanted::Windows(windows::INDEX)),
         ["windows", name] => windows::known(name)
@@ -108,6 +105,12 @@ pub fn parse(path: &str) -> Result<Wanted, Refusal> {
         [.., last] if *last == "grub.cfg" || last.starts_with("grub.cfg-") => Ok(Wanted::GrubConfig),
         _ => Err(Refusal::UnknownName),
     }
+}
+
+fn split(path: &str) -> Vec<&str> {
+    path.split(['/', '\\'])
+        .filter(|part| !part.is_empty() && *part != ".")
+        .collect()
 }
 
 /// The machine that a path names as its own: a folder `m/52-54-00-12-34-56` in it (we write it into boot file names in proxy
@@ -405,6 +408,10 @@ mod tests {
             ("/grub.cfg-0A4D0064", Ok(Wanted::GrubConfig)),
             ("/images/minimal/vmlinuz", image("vmlinuz")),
             ("images//minimal/initrd.img", image("initrd.img")),
+            ("\\EFI\\BOOT\\GRUBX64.EFI", Ok(Wanted::Loader("grubx64.efi"))),
+            ("SHIMX64.EFI", Ok(Wanted::Loader("shimx64.efi"))),
+            ("/Grub/GRUB.CFG", Ok(Wanted::GrubConfig)),
+            ("/IMAGES/minimal/VMLINUZ", image("vmlinuz")),
             ("/images/minimal/manifest.json", Err(Refusal::UnknownName)),
             ("revocations_sku.efi", Err(Refusal::UnknownName)),
             ("", Err(Refusal::UnknownName)),

@@ -21,6 +21,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::Socket;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
@@ -118,36 +119,46 @@ pub async fn serve<D: Directory>(listener: TcpListener, files: Files<D>) {
         let files = files.clone();
         tokio::spawn(async move {
             let reset_on_close = ResetOnClose::of(&stream);
-            let service = service_fn(|request| async {
-                let grub = is_grub(&request);
-                let response = answer(&files, peer, request).await;
-                if grub && !response.status().is_success() {
-                    reset_on_close.arm();
-                    return Err(HungUp);
-                }
-                Ok(response)
-            });
-            let connection = http1::Builder::new()
-                .title_case_headers(true)
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEADER_TIME)
-                .max_buf_size(MAX_HEAD)
-                .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(CONNECTION_TIME, connection).await {
-                Ok(Ok(())) => {}
-                // Refused and counted in `answer` already.
-                Ok(Err(error)) if error.is_user() => {}
-                Ok(Err(error)) => {
-                    tracing::debug!(%peer, %error, "HTTP connection broken");
-                    files.count(&Drop::BrokenRequest);
-                }
-                Err(_) => {
-                    tracing::debug!(%peer, "HTTP connection held too long");
-                    files.count(&Drop::TooLong);
-                }
-            }
+            serve_connection(stream, &reset_on_close, peer, &files).await;
             drop((slot, entered));
         });
+    }
+}
+
+/// Serves one connection to its end; apart from the listener so that a test may give it a stream and a clock of its own.
+pub async fn serve_connection<D: Directory, S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    reset_on_close: &ResetOnClose,
+    peer: SocketAddr,
+    files: &Files<D>,
+) {
+    let service = service_fn(|request| async {
+        let grub = is_grub(&request);
+        let response = answer(files, peer, request).await;
+        if grub && !response.status().is_success() {
+            reset_on_close.arm();
+            return Err(HungUp);
+        }
+        Ok(response)
+    });
+    let connection = http1::Builder::new()
+        .title_case_headers(true)
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADER_TIME)
+        .max_buf_size(MAX_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(CONNECTION_TIME, connection).await {
+        Ok(Ok(())) => {}
+        // Refused and counted in `answer` already.
+        Ok(Err(error)) if error.is_user() => {}
+        Ok(Err(error)) => {
+            tracing::debug!(%peer, %error, "HTTP connection broken");
+            files.count(&Drop::BrokenRequest);
+        }
+        Err(_) => {
+            tracing::debug!(%peer, "HTTP connection held too long");
+            files.count(&Drop::TooLong);
+        }
     }
 }
 
@@ -165,7 +176,8 @@ fn is_grub(request: &Request<Incoming>) -> bool {
 }
 
 /// A second handle of a connection's socket, with which its close can be made a reset.
-struct ResetOnClose(Option<Socket>);
+#[derive(Default)]
+pub struct ResetOnClose(Option<Socket>);
 
 impl ResetOnClose {
     fn of(stream: &TcpStream) -> Self {
@@ -222,7 +234,7 @@ fn plain(status: StatusCode) -> Response<Full<Bytes>> {
 
 /// UEFI HTTP Boot tells an application by its media type or its suffix.
 fn content_type(path: &str) -> &'static str {
-    match path.rsplit('.').next() {
+    match path.rsplit('.').next().map(str::to_ascii_lowercase).as_deref() {
         Some("efi") => "application/efi",
         Some("ipxe" | "cfg" | "ps1") => "text/plain; charset=utf-8",
         _ if path.trim_matches('/').eq_ignore_ascii_case("windows") => "text/html; charset=utf-8",

@@ -65,8 +65,13 @@ pub struct Room {
 
 impl Room {
     pub fn new() -> Self {
+        Self::with_kernel(&[b'x'; 100])
+    }
+
+    /// With a kernel of these bytes.
+    pub fn with_kernel(kernel: &[u8]) -> Self {
         let folder = tempfile::tempdir().expect("a folder for temporary files");
-        write_image(folder.path());
+        write_image(folder.path(), kernel);
         let group = GroupSettings {
             image: "minimal".to_owned(),
             kernel_args: String::new(),
@@ -112,8 +117,8 @@ impl Room {
     }
 }
 
-/// An image whose files have a hundred bytes each.
-fn write_image(images: &std::path::Path) {
+/// An image whose files have a hundred bytes each, but for the kernel.
+fn write_image(images: &std::path::Path, kernel: &[u8]) {
     let folder = images.join("minimal");
     std::fs::create_dir_all(folder.join("efi")).expect("the folder is ours");
     let mut artifacts = serde_json::Map::new();
@@ -124,7 +129,7 @@ fn write_image(images: &std::path::Path) {
         "efi/grubx64.efi",
         "efi/mmx64.efi",
     ] {
-        let content = [b'x'; 100];
+        let content = if path == "vmlinuz" { kernel } else { &[b'x'; 100] };
         std::fs::write(folder.join(path), content).expect("the folder is ours");
         let sha256: String = Sha256::digest(content)
             .iter()
