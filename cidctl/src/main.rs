@@ -194,7 +194,14 @@ fn main() -> ExitCode {
     if let Command::Hours(hours) = &cli.command
         && let Some(error) = hours.usage_error()
     {
-        Cli::command().error(ErrorKind::ValueValidation, error).exit();
+        let mut cidctl = Cli::command();
+        // Built, it knows its whole name for the line of usage.
+        cidctl.build();
+        let command = cidctl.find_subcommand_mut("hours");
+        let refusal = command.map(|command| command.error(ErrorKind::ValueValidation, error));
+        refusal
+            .unwrap_or_else(|| clap::Error::raw(ErrorKind::ValueValidation, error))
+            .exit();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {

@@ -229,3 +229,28 @@ fn waking_and_waiting_tells_who_came_and_fails_when_somebody_did_not() {
     );
     assert!(text(&output.stderr).contains("1 of 1 did not come"), "{output:?}");
 }
+
+#[test]
+fn hours_are_asked_for_and_changed_and_half_a_sentence_is_a_usage_error() {
+    let list = r#"{"now_unix":1,"groups":[]}"#;
+    let (output, request) = ask(&["hours", "lab-a"], "200 OK", list);
+    assert!(output.status.success());
+    assert_eq!(request, "GET /v1/hours?group=lab-a HTTP/1.1");
+    let (output, request) = ask(&["hours", "lab-a", "open", "until", "23:00"], "200 OK", list);
+    assert!(output.status.success());
+    assert_eq!(request, "POST /v1/hours HTTP/1.1");
+    for (words, expected) in [
+        (&["hours", "lab-a", "open"][..], "until when?"),
+        (&["hours", "lab-a", "clear", "until", "3:00"], "takes no time"),
+    ] {
+        let output = cidctl(Path::new("/nowhere"), words)
+            .output()
+            .expect("cidctl runs");
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains(expected) && told.contains("Usage: cidctl hours"),
+            "{told}"
+        );
+    }
+}

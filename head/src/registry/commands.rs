@@ -246,7 +246,8 @@ impl Registry {
             return self.send_home(now, mac, "released", reason, patience);
         };
         // It finishes what it has, within its patience, and says when it goes.
-        self.event(now, mac, "released", reason.clone());
+        let bound = format!("{reason}: it has {} s to finish its work", patience.as_secs());
+        self.event(now, mac, "released", bound);
         self.change_state(now, mac, NodeState::Draining, reason.clone());
         if let Some(machine) = self.machines.get_mut(&mac)
             && machine.leaving.is_none()

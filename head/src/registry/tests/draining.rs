@@ -169,6 +169,8 @@ fn a_release_drains_first_and_is_on_its_way_when_the_node_says_so_or_its_patienc
         trace.drain();
         let reason = || "released by the administrator".to_owned();
         assert_eq!(trace.step(1), (NodeState::Draining, reason(), Some(90)));
+        let told = "released by the administrator: it has 60 s to finish its work".to_owned();
+        assert!(trace.events.contains(&told), "{:?}", trace.events);
         trace.hours(31);
         assert_eq!(trace.step(1), (NodeState::Draining, reason(), Some(90)));
         if says_so {
