@@ -1,6 +1,7 @@
 //! Would this machine's firewall drop what PCs send? Asked of `nft` and `iptables`, which answer root only. Must never
 //! change a rule.
 
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use cid_protocol::doctor::Finding;
@@ -89,44 +90,144 @@ fn judge(nft: &str, iptables: &str) -> Finding {
 
 type Need = (&'static str, &'static str, u16, &'static str);
 
-/// Whether a chain that hooks into `input` ends in `drop` without a rule before that could let this in, or drops it
-/// by name.
+/// Whether some chain that hooks into `input` drops it.
 fn nft_blocks(ruleset: &str, need: &Need) -> bool {
-    let mut input = false;
-    let mut policy_drops = false;
-    let mut accepted = false;
-    for line in ruleset.lines().map(str::trim) {
-        if line.starts_with("chain ") {
-            (input, policy_drops, accepted) = (false, false, false);
-        } else if line.contains("hook input") {
-            input = true;
-            policy_drops = line.contains("policy drop");
-        } else if line == "}" {
-            if input && policy_drops && !accepted {
-                return true;
-            }
-            input = false;
-        } else if input && !accepted {
-            let names = names_port(line, need, "dport");
-            if line.ends_with("accept") || line.contains(" accept ") {
-                // A rule without a port lets whole interfaces or networks in: this cannot know which.
-                accepted |= names || (!line.contains("dport") && !narrow(line));
-            } else if nft_drops(line, names) {
-                return true;
-            } else if line.contains("jump ") || line.contains("goto ") {
-                // Another chain decides; firewalld and ufw are made of those. Not followed: no false alarm.
-                accepted = true;
-            }
-        }
-    }
-    false
+    let chains = chains(ruleset);
+    let bases = chains.iter().filter_map(|((table, name), rules)| {
+        let hook = rules.iter().find(|rule| rule.contains("hook input"))?;
+        Some((*table, *name, hook.contains("policy drop")))
+    });
+    bases.into_iter().any(
+        |(table, name, policy_drops)| match fate(&chains, (table, name), need, MAX_JUMPS) {
+            Fate::Accepted => false,
+            Fate::Dropped => true,
+            Fate::Undecided => policy_drops,
+        },
+    )
 }
 
-/// Whether a rule drops what it is about, or everything that is left.
-fn nft_drops(line: &str, names: bool) -> bool {
-    let everything = !line.contains("dport") && !narrow(line);
-    (names || everything) && (line.ends_with("drop") || line.contains(" drop ") || line.contains("reject"))
+/// Chains by table and name, in the order of their rules.
+type Chains<'a> = BTreeMap<(&'a str, &'a str), Vec<&'a str>>;
+
+/// Reads what `nft list ruleset` printed.
+fn chains(ruleset: &str) -> Chains<'_> {
+    let mut chains = Chains::new();
+    let (mut table, mut chain) = ("", None);
+    for line in ruleset.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix("table ") {
+            table = name.trim_end_matches(" {");
+        } else if let Some(name) = line.strip_prefix("chain ") {
+            chain = Some(name.trim_end_matches(" {"));
+            chains.entry((table, name.trim_end_matches(" {"))).or_default();
+        } else if line == "}" {
+            chain = None;
+        } else if let Some(name) = chain {
+            chains.entry((table, name)).or_default().push(line);
+        }
+    }
+    chains
 }
+
+/// What a chain does with what we ask about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Accepted,
+    Dropped,
+    Undecided,
+}
+
+/// Whether a rule is about it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Bearing {
+    Surely,
+    /// It names interfaces, addresses or else what this cannot know.
+    Perhaps,
+    Not,
+}
+
+/// Goes through a chain and those it jumps to. What this cannot know lets it in: no false alarm.
+fn fate(chains: &Chains<'_>, at: (&str, &str), need: &Need, jumps: usize) -> Fate {
+    let Some(rules) = chains.get(&at) else {
+        return Fate::Undecided;
+    };
+    // Perhaps it has left this chain already.
+    let mut perhaps_left = false;
+    for rule in rules {
+        let (condition, verdict, target) = split(rule);
+        let bearing = match verdict {
+            "vmap" if !narrow(condition) => Bearing::Perhaps,
+            _ => bearing(condition, need),
+        };
+        let inner = match verdict {
+            _ if bearing == Bearing::Not => continue,
+            "accept" => Fate::Accepted,
+            "drop" | "reject" => Fate::Dropped,
+            "return" if bearing == Bearing::Surely => return Fate::Undecided,
+            "return" => {
+                perhaps_left = true;
+                continue;
+            }
+            // The kernel allows no more either.
+            "jump" | "goto" if jumps == 0 => Fate::Accepted,
+            "jump" | "goto" => fate(chains, (at.0, target), need, jumps - 1),
+            // A map of verdicts is not looked into.
+            "vmap" => Fate::Accepted,
+            _ => continue,
+        };
+        match inner {
+            Fate::Accepted => return Fate::Accepted,
+            Fate::Dropped if perhaps_left => return Fate::Undecided,
+            // A chain for some interfaces may drop on these; the plain rule of one line is taken at its word.
+            Fate::Dropped if bearing == Bearing::Perhaps && !target.is_empty() => {}
+            Fate::Dropped => return Fate::Dropped,
+            Fate::Undecided if verdict == "goto" && bearing == Bearing::Surely => return Fate::Undecided,
+            Fate::Undecided => {}
+        }
+    }
+    Fate::Undecided
+}
+
+/// A rule's condition, verdict, and the chain it leads to.
+fn split(rule: &str) -> (&str, &str, &str) {
+    let mut from = 0;
+    for word in rule.split(' ') {
+        if ["accept", "drop", "reject", "return", "jump", "goto", "vmap"].contains(&word) {
+            let target = match word {
+                "jump" | "goto" => rule[from + word.len()..]
+                    .split_whitespace()
+                    .next()
+                    .unwrap_or_default(),
+                _ => "",
+            };
+            return (&rule[..from], word, target);
+        }
+        from += word.len() + 1;
+    }
+    (rule, "", "")
+}
+
+fn bearing(condition: &str, need: &Need) -> Bearing {
+    let words: Vec<&str> = condition.split_whitespace().collect();
+    // Counters and log lines are no conditions.
+    let counted =
+        |words: &[&str]| words.first() == Some(&"counter") && (words.len() == 1 || words.len() == 5);
+    if words.is_empty() || counted(&words) {
+        Bearing::Surely
+    } else if condition.contains("dport") {
+        if names_port(condition, need, "dport") {
+            Bearing::Surely
+        } else {
+            Bearing::Not
+        }
+    } else if narrow(condition) {
+        Bearing::Not
+    } else {
+        Bearing::Perhaps
+    }
+}
+
+/// Jumps within jumps, as the kernel bounds them (NFT_JUMP_STACK_SIZE).
+const MAX_JUMPS: usize = 16;
 
 fn iptables_blocks(rules: &str, need: &Need) -> bool {
     let mut policy_drops = false;
@@ -226,7 +327,7 @@ mod tests {
                 "tcp dport 22 accept\ncounter packets 0 bytes 0 drop",
                 Level::Fail,
             ),
-            ("drop", "jump ufw-before-input", Level::Ok),
+            ("drop", "jump nowhere", Level::Fail),
         ] {
             let finding = judge(&chain(policy, rules), "");
             assert_eq!(finding.level, level, "{policy}: {rules}: {finding:?}");
@@ -239,6 +340,74 @@ mod tests {
             finding.text,
             "the rules of this machine seem to drop nodes (tcp 3101), beacons (udp 3101)"
         );
+    }
+
+    /// What nft itself prints of these rules, in a network namespace of the test's own.
+    fn printed(rules: &str) -> String {
+        use std::io::Write;
+        let mut nft = Command::new("unshare")
+            .args(["--user", "--map-root-user", "--net", "sh", "-c"])
+            .arg("PATH=$PATH:/usr/sbin:/sbin; nft -f - && nft list ruleset")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        nft.stdin.take().unwrap().write_all(rules.as_bytes()).unwrap();
+        let output = nft.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "nft (ci/prepare installs nftables): {rules}"
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    #[test]
+    fn jumps_are_followed_through_what_nft_prints() {
+        let open = "udp dport { 67, 69, 3101 } accept\ntcp dport { 80, 3101 } accept";
+        for (policy, input, lab, level) in [
+            ("drop", "jump lab", open, Level::Ok),
+            ("drop", "jump lab", "udp dport 67 accept", Level::Fail),
+            ("drop", "jump lab", "return\naccept", Level::Fail),
+            (
+                "drop",
+                "counter jump lab",
+                "iifname \"eth0\" jump open",
+                Level::Ok,
+            ),
+            ("accept", "jump lab", "udp dport 69 drop", Level::Fail),
+            ("accept", "goto lab\ndrop", "", Level::Ok),
+            ("accept", "jump lab\ndrop", "", Level::Fail),
+            ("accept", "iifname \"eth1\" jump lab", "drop", Level::Ok),
+            ("accept", "udp dport 69 jump lab", "drop", Level::Fail),
+            ("accept", "udp dport 53 jump lab", "drop", Level::Ok),
+            ("drop", "ct state established jump lab", "accept", Level::Fail),
+            (
+                "drop",
+                "ct state vmap { established : accept, invalid : drop }\njump lab",
+                "",
+                Level::Fail,
+            ),
+            // As ufw does with broadcasts.
+            (
+                "accept",
+                "jump lab",
+                "fib daddr type local return\ndrop",
+                Level::Ok,
+            ),
+            ("drop", "udp dport vmap { 67 : jump lab }", "accept", Level::Ok),
+        ] {
+            let rules = format!(
+                "table inet filter {{\nchain open {{\n{open}\n}}\nchain lab {{\n{lab}\n}}\nchain input {{\ntype filter hook input priority 0; policy {policy};\n{input}\n}}\n}}\n"
+            );
+            let finding = judge(&printed(&rules), "");
+            assert_eq!(finding.level, level, "{policy}: {input}: {lab}: {finding:?}");
+        }
+    }
+
+    #[test]
+    fn a_row_of_jumps_longer_than_the_kernel_allows_ends() {
+        let rules = "table ip filter {\nchain a {\njump a\n}\nchain input {\ntype filter hook input priority filter; policy drop;\njump a\n}\n}\n";
+        assert_eq!(judge(rules, "").level, Level::Ok);
     }
 
     #[test]
