@@ -14,7 +14,8 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE, USER_AGENT,
+    ACCEPT_RANGES, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
+    USER_AGENT,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -210,6 +211,17 @@ async fn answer<D: Directory>(
         return response;
     }
     let content = files.open(client, request.uri().path()).await;
+    let refused = |status| {
+        let mut response = plain(status);
+        // shim (16.1, `httpboot.c`) waits for bytes of a body or the end of the connection, whatever the status: without this
+        // each of the three files that it tries and need not find costs [`HEADER_TIME`]. Who sent HEAD (EDK2, and GRUB through
+        // it) goes on over the same connection.
+        if request.method() == Method::GET {
+            let close = HeaderValue::from_static("close");
+            response.headers_mut().insert(CONNECTION, close);
+        }
+        response
+    };
     match content {
         Ok(bytes) => {
             let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
@@ -220,9 +232,9 @@ async fn answer<D: Directory>(
                 request.method() == Method::HEAD,
             )
         }
-        Err(Refusal::NotCommitted) => plain(StatusCode::SERVICE_UNAVAILABLE),
-        Err(Refusal::BadPath) => plain(StatusCode::BAD_REQUEST),
-        Err(_) => plain(StatusCode::NOT_FOUND),
+        Err(Refusal::NotCommitted) => refused(StatusCode::SERVICE_UNAVAILABLE),
+        Err(Refusal::BadPath) => refused(StatusCode::BAD_REQUEST),
+        Err(_) => refused(StatusCode::NOT_FOUND),
     }
 }
 
