@@ -204,9 +204,16 @@ impl Offers {
         machine: &str,
         reason: &str,
     ) -> Result<String, TemplateError> {
+        let digest = self
+            .current()
+            .images
+            .get(image)
+            .and_then(|image| image.manifest.boot_digest())
+            .unwrap_or_default();
         let values = Values {
             head: head.to_string(),
             image: image.to_owned(),
+            digest,
             cmdline,
             machine: machine.to_owned(),
             reason: reason.to_owned(),

@@ -35,6 +35,8 @@ pub struct Values {
     pub head: String,
     /// Image name.
     pub image: String,
+    /// [`boot_digest`](cid_protocol::manifest::Manifest::boot_digest) of the image.
+    pub digest: String,
     /// Kernel command line in full.
     pub cmdline: String,
     /// The machine's name, or its MAC.
@@ -103,6 +105,7 @@ impl Templates {
         let sample = Values {
             head: word(),
             image: word(),
+            digest: word(),
             cmdline: word(),
             machine: word(),
             reason: word(),
@@ -118,6 +121,7 @@ impl Templates {
         for (what, text) in [
             ("head's address", &values.head),
             ("image name", &values.image),
+            ("image's digest", &values.digest),
             ("kernel command line", &values.cmdline),
             ("machine's name", &values.machine),
         ] {
@@ -178,6 +182,7 @@ mod tests {
         Values {
             head: "10.77.0.1".into(),
             image: "minimal".into(),
+            digest: "3f2a9c01-77ab01cd".into(),
             cmdline: "quiet panic=10 BOOTIF=01-52-54-00-00-00-01".into(),
             machine: "lab-a01".into(),
             reason: String::new(),

@@ -4,6 +4,7 @@
 pub mod apt;
 pub mod cache;
 pub mod deb;
+pub mod device;
 pub mod image;
 pub mod inspect;
 pub mod kernel;

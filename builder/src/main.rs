@@ -1,12 +1,13 @@
 //! `cidbuild`: builds images and looks inside them. Parsing only validates; exit codes come out of [`main`] alone.
 
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use cidbuild::apt::Freshness;
-use cidbuild::cache::Cache;
+use cidbuild::cache::{Cache, write_atomically};
+use cidbuild::device;
 use cidbuild::image::{Options, build};
 use cidbuild::inspect::{self, Format};
 use cidbuild::progress::Progress;
@@ -27,7 +28,7 @@ enum Command {
     Image(ImageArguments),
     /// Make one USB stick for BIOS, UEFI and Secure Boot; what a PC may do from it, the head decides at each boot.
     ///
-    /// Write FILE to a stick with `dd if=FILE of=/dev/sdX bs=4M conv=fsync`, which erases that stick. Needs the package mtools.
+    /// With --device, it is written to a stick, after a look whether it is one, and read back. Needs the package mtools.
     Usb(UsbArguments),
     /// List what the initrd of an image holds.
     Ls {
@@ -119,11 +120,24 @@ struct UsbArguments {
     #[arg(default_value = "minimal")]
     name: String,
     /// File to write.
-    #[arg(long, value_name = "FILE")]
-    out: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "device")]
+    out: Option<PathBuf>,
+    /// Stick to write, such as /dev/sdX: everything on it is erased. Asks before it does.
+    #[arg(long, value_name = "DEVICE", conflicts_with = "out")]
+    device: Option<PathBuf>,
+    /// Write to the device without asking.
+    #[arg(long, requires = "device")]
+    yes: bool,
+    /// Write to a device all the same, although this speaks against its being a spare stick.
+    #[arg(long, value_name = "WHAT", requires = "device")]
+    allow: Vec<cidbuild::device::Objection>,
     /// Address of the head, written on the stick [default: the next server that DHCP names].
     #[arg(long, value_name = "ADDRESS")]
     head: Option<std::net::Ipv4Addr>,
+    /// Put kernel and initrd on the stick, too, for networks where fetching 20 MB at each boot is slow. The head is asked all
+    /// the same, and its image is fetched when the stick's is another. UEFI only: a BIOS PC fetches them from the head.
+    #[arg(long)]
+    with_image: bool,
     /// Folder of the built images [default: build/images in a source tree, else /var/lib/cid/images].
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
@@ -252,8 +266,12 @@ fn usb(arguments: UsbArguments, output: &mut dyn Write) -> anyhow::Result<bool> 
     }
     let options = cidbuild::usb::Options {
         image,
-        out: arguments.out,
         head: arguments.head,
+        payload: if arguments.with_image {
+            cidbuild::usb::Payload::OnStick
+        } else {
+            cidbuild::usb::Payload::FromHead
+        },
         suite: arguments.suite,
         freshness: freshness(arguments.refresh),
     };
@@ -262,12 +280,48 @@ fn usb(arguments: UsbArguments, output: &mut dyn Write) -> anyhow::Result<bool> 
     } else {
         Progress::for_people()
     };
-    let size = cidbuild::usb::build(&options, &Cache::open()?, &progress)?;
-    if !arguments.quiet {
-        eprintln!("stick        {size} bytes");
+    let target = match &arguments.device {
+        Some(path) => {
+            let device = device::examine(&device::number(path)?, &device::Places::default())?;
+            device.check(&arguments.allow)?;
+            if !arguments.yes {
+                confirm(&device)?;
+            }
+            Some((path, device))
+        }
+        None => None,
+    };
+    let stick = cidbuild::usb::build(&options, &Cache::open()?, &progress)?;
+    if let Some((path, device)) = target {
+        device::write(path, &device, &stick, &progress)?;
+        if !arguments.quiet {
+            eprintln!("stick        {} bytes, written and read back", stick.len());
+        }
+        writeln!(output, "{}", path.display())?;
+    } else if let Some(file) = arguments.out {
+        write_atomically(&file, &stick)?;
+        if !arguments.quiet {
+            eprintln!("stick        {} bytes", stick.len());
+        }
+        writeln!(output, "{}", file.display())?;
     }
-    writeln!(output, "{}", options.out.display())?;
     Ok(true)
+}
+
+/// Asks a person whether this is the stick they mean.
+fn confirm(device: &device::Device) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        bail!("{device}: nobody is there to ask; say --yes to erase it");
+    }
+    eprint!("Erase everything on {device}? [y/N] ");
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("reading the answer")?;
+    if !matches!(answer.trim(), "y" | "Y" | "yes") {
+        bail!("{device}: left alone");
+    }
+    Ok(())
 }
 
 fn freshness(refresh: bool) -> Freshness {

@@ -1,5 +1,5 @@
 //! One stick for BIOS, UEFI and Secure Boot: a GPT with one EFI system partition, which BIOS boots by SYSLINUX. The stick
-//! holds loaders and the question to the head, nothing that ages. Never writes but to the file it was given, by a rename.
+//! holds loaders and the question to the head, and on demand kernel and initrd, which count only while they are the head's. Writes nothing.
 
 use std::fs;
 use std::io::Cursor;
@@ -9,12 +9,13 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail, ensure};
 use cid_initramfs::digest::{hex, sha256_hex};
+use cid_protocol::manifest::Manifest;
 use fatfs::{FatType, FormatVolumeOptions};
 use gpt::{GptConfig, disk::LogicalBlockSize, mbr::ProtectiveMBR, partition_types};
 use sha2::{Digest, Sha256};
 
 use crate::apt::{Apt, Freshness};
-use crate::cache::{Cache, write_atomically};
+use crate::cache::Cache;
 use crate::deb;
 use crate::progress::Progress;
 
@@ -23,30 +24,52 @@ use crate::progress::Progress;
 pub struct Options {
     /// The image's folder: shim, GRUB and MokManager come from it.
     pub image: PathBuf,
-    /// Where the stick's image goes.
-    pub out: PathBuf,
     /// The head; none means the next server of whatever DHCP server answers.
     pub head: Option<Ipv4Addr>,
+    /// Whether kernel and initrd go on the stick, too.
+    pub payload: Payload,
     /// Suite of `ipxe` and `syslinux`.
     pub suite: String,
     /// Whether packages are looked up again.
     pub freshness: Freshness,
 }
 
+/// Whether kernel and initrd are on the stick.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Payload {
+    /// They come from the head at each boot.
+    FromHead,
+    /// They are on the stick; taken from there when they are the head's.
+    OnStick,
+}
+
 /// Files of the partition, by path.
 type Contents = Vec<(&'static str, Vec<u8>)>;
 
-/// Writes the stick's image; returns its size in bytes.
-pub fn build(options: &Options, cache: &Cache, progress: &Progress) -> anyhow::Result<usize> {
+/// The stick's image, to be written to a file or a device.
+pub fn build(options: &Options, cache: &Cache, progress: &Progress) -> anyhow::Result<Vec<u8>> {
     let mut apt = Apt::new(cache, &options.suite, options.freshness);
     let mut tree = |name: &str| {
         let package = apt.package(name, None, progress)?;
         deb::unpacked(cache, &package, progress)
     };
     let (ipxe, syslinux, parts) = (tree("ipxe")?, tree("syslinux")?, tree("syslinux-common")?);
-    let mut contents = signed_loaders(&options.image)?;
+    let manifest = manifest(&options.image)?;
+    let mut contents = from_image(&options.image, &manifest, &LOADERS)?;
     let head = options.head.map(|head| head.to_string()).unwrap_or_default();
-    let ask = |template: &str| template.replace("@HEAD@", &head).into_bytes();
+    let mut digest = String::new();
+    if options.payload == Payload::OnStick {
+        contents.extend(from_image(&options.image, &manifest, &KERNEL)?);
+        digest = manifest.boot_digest().unwrap_or_default();
+    }
+    let ask = |template: &str| {
+        template
+            .replace("@HEAD@", &head)
+            .replace("@IMAGE@", if digest.is_empty() { "" } else { &manifest.name })
+            .replace("@DIGEST@", &digest)
+            .replace("@CARDS@", &cards())
+            .into_bytes()
+    };
     contents.extend([
         ("grub/grub.cfg", ask(ASK_GRUB)),
         ("bios/ipxe.lkrn", read(&ipxe.join("usr/lib/ipxe/ipxe.lkrn"))?),
@@ -59,33 +82,45 @@ pub fn build(options: &Options, cache: &Cache, progress: &Progress) -> anyhow::R
     let partition = file_system(&contents, &identity, &syslinux.join("usr/bin/syslinux"))?;
     let disk = partition_table(&partition, &boot_code, &identity)?;
     phase.finish();
-    write_atomically(&options.out, &disk)?;
-    Ok(disk.len())
+    Ok(disk)
 }
 
-/// shim, GRUB and MokManager as the manifest names them: a stick is no way around its digests.
-fn signed_loaders(image: &Path) -> anyhow::Result<Contents> {
+fn manifest(image: &Path) -> anyhow::Result<Manifest> {
     let manifest = image.join("manifest.json");
-    let manifest: cid_protocol::manifest::Manifest = serde_json::from_slice(&read(&manifest)?)
-        .with_context(|| format!("{}: build the image anew", manifest.display()))?;
-    let wanted = [
-        ("efi/shimx64.efi", "EFI/BOOT/BOOTX64.EFI"),
-        ("efi/grubx64.efi", "EFI/BOOT/grubx64.efi"),
-        ("efi/mmx64.efi", "EFI/BOOT/mmx64.efi"),
-    ];
+    serde_json::from_slice(&read(&manifest)?)
+        .with_context(|| format!("{}: build the image anew", manifest.display()))
+}
+
+/// Files as the manifest names them: a stick is no way around its digests.
+fn from_image(
+    image: &Path,
+    manifest: &Manifest,
+    wanted: &[(&str, &'static str)],
+) -> anyhow::Result<Contents> {
     let mut contents = Contents::new();
     for (file, target) in wanted {
         let bytes = read(&image.join(file))?;
-        let known = manifest.artifacts.get(file);
+        let known = manifest.artifacts.get(*file);
         if known.is_none_or(|known| known.sha256 != sha256_hex(&bytes)) {
             bail!(
                 "{}: differs from the manifest; build the image anew with cidbuild image",
                 image.join(file).display()
             );
         }
-        contents.push((target, bytes));
+        contents.push((*target, bytes));
     }
     Ok(contents)
+}
+
+/// The question over each card in turn. GRUB's language cannot put a variable's name together, and one `net_bootp` for all
+/// fails when one card has no answer.
+fn cards() -> String {
+    let card = |number: u8| {
+        format!(
+            "    if net_bootp efinet{number}; then\n        ask efinet{number} \"$net_efinet{number}_dhcp_mac\" \"$net_efinet{number}_dhcp_next_server\"\n    fi"
+        )
+    };
+    (0..MAX_CARDS).map(card).collect::<Vec<_>>().join("\n")
 }
 
 /// Identifiers come from the content: same input, same stick.
@@ -102,7 +137,7 @@ fn identity(contents: &Contents, boot_code: &[u8]) -> [u8; 32] {
 /// FAT32 with these files, made bootable. mtools puts them in: `fatfs` 0.3 gives the `.` of a folder a long name, which
 /// `fsck.fat` refuses, and SYSLINUX goes through mtools anyway. Needs no root; every time is FAT's first.
 fn file_system(contents: &Contents, identity: &[u8; 32], syslinux: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = vec![0; usize::try_from(PARTITION_SECTORS * SECTOR)?];
+    let mut bytes = vec![0; partition_bytes(contents)];
     let volume_id = u32::from_le_bytes([identity[0], identity[1], identity[2], identity[3]]);
     let format = FormatVolumeOptions::new()
         .fat_type(FatType::Fat32)
@@ -135,6 +170,14 @@ fn file_system(contents: &Contents, identity: &[u8; 32], syslinux: &Path) -> any
     Ok(bytes)
 }
 
+/// FAT32's least, or what the files take with a tenth on top for the tables, in whole MiB.
+fn partition_bytes(contents: &Contents) -> usize {
+    let files: usize = contents.iter().map(|(_, bytes)| bytes.len()).sum();
+    (files + files / 10)
+        .next_multiple_of(1 << 20)
+        .max(MIN_PARTITION_BYTES)
+}
+
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output = command
@@ -155,7 +198,8 @@ fn run(command: &mut Command) -> anyhow::Result<()> {
 
 /// The whole disk: boot code, GPT and its copy, the partition between them.
 fn partition_table(partition: &[u8], boot_code: &[u8], identity: &[u8; 32]) -> anyhow::Result<Vec<u8>> {
-    let size = (FIRST_SECTOR + PARTITION_SECTORS + TAIL_SECTORS) * SECTOR;
+    let sectors = u64::try_from(partition.len())? / SECTOR;
+    let size = (FIRST_SECTOR + sectors + TAIL_SECTORS) * SECTOR;
     let mut disk = Cursor::new(vec![0; usize::try_from(size)?]);
     let mut code = [0; 440];
     let room = code
@@ -179,7 +223,7 @@ fn partition_table(partition: &[u8], boot_code: &[u8], identity: &[u8; 32]) -> a
             part_type_guid: partition_types::EFI,
             part_guid: partition_guid.parse()?,
             first_lba: FIRST_SECTOR,
-            last_lba: FIRST_SECTOR + PARTITION_SECTORS - 1,
+            last_lba: FIRST_SECTOR + sectors - 1,
             // By this flag gptmbr.bin finds it.
             flags: gpt::partition::PartitionAttributes::BOOTABLE.bits(),
             name: "CID".into(),
@@ -210,7 +254,7 @@ fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
 }
 
 /// In the order in which they are made.
-const FOLDERS: [&str; 5] = ["EFI", "EFI/BOOT", "grub", "bios", "syslinux"];
+const FOLDERS: [&str; 6] = ["EFI", "EFI/BOOT", "grub", "bios", "syslinux", "image"];
 const ASK_IPXE: &str = include_str!("usb/ask.ipxe");
 const ASK_GRUB: &str = include_str!("usb/ask.grub.cfg");
 /// iPXE takes the script as the initrd of what it thinks is a kernel: itself.
@@ -221,7 +265,15 @@ const DOS_EPOCH: &str = "315532800";
 const SECTOR: u64 = 512;
 /// 1 MiB, where partition tools align to.
 const FIRST_SECTOR: u64 = 2048;
-/// 40 MiB: FAT32 needs 65,525 clusters, which are 32 MiB of the smallest.
-const PARTITION_SECTORS: u64 = 40 * 2048;
+/// FAT32 needs 65,525 clusters, which are 32 MiB of the smallest.
+const MIN_PARTITION_BYTES: usize = 40 << 20;
+/// Cards that the stick's GRUB asks over.
+const MAX_CARDS: u8 = 8;
+const LOADERS: [(&str, &str); 3] = [
+    ("efi/shimx64.efi", "EFI/BOOT/BOOTX64.EFI"),
+    ("efi/grubx64.efi", "EFI/BOOT/grubx64.efi"),
+    ("efi/mmx64.efi", "EFI/BOOT/mmx64.efi"),
+];
+const KERNEL: [(&str, &str); 2] = [("vmlinuz", "image/vmlinuz"), ("initrd.img", "image/initrd.img")];
 /// Room for the copy of the table.
 const TAIL_SECTORS: u64 = 2048;

@@ -22,6 +22,6 @@ pub mod windows;
 pub use campus::{Campus, CampusServer};
 pub use head::{Adoption, Control, DhcpMode, Head, HeadOptions};
 pub use lab::{Lab, UP_LIMIT, WINDOWS_LIMIT};
-pub use machine::{Disk, Firmware, First, Machine, Watchdog};
+pub use machine::{Disk, Firmware, First, Lead, Machine, Watchdog};
 pub use pc::{Cable, Pc, Pcrs};
 pub use room::Room;

@@ -79,6 +79,17 @@ pub enum Watchdog {
     Itco,
 }
 
+/// Where the cable of a NIC leads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lead {
+    /// To the room, where the head is.
+    Room,
+    /// To a switch with nobody else on it.
+    Nowhere,
+    /// To a network with a DHCP server of its own and no way out of it.
+    Elsewhere,
+}
+
 /// A PC to be built. Every method changes one thing and returns the rest.
 #[derive(Debug, Clone)]
 pub struct Machine {
@@ -89,6 +100,7 @@ pub struct Machine {
     pub(crate) plain_rom: bool,
     disk: Disk,
     nics: Vec<String>,
+    leads: Vec<Lead>,
     memory_mib: u32,
     clock_offset_secs: i64,
     watchdog: Option<Watchdog>,
@@ -125,6 +137,7 @@ impl Machine {
             plain_rom: false,
             disk,
             nics: vec![nic.to_owned()],
+            leads: vec![Lead::Room],
             memory_mib: 512,
             clock_offset_secs: 0,
             watchdog: None,
@@ -159,6 +172,16 @@ impl Machine {
     #[must_use]
     pub fn another_nic(mut self, model: &str) -> Self {
         self.nics.push(model.to_owned());
+        self.leads.push(Lead::Room);
+        self
+    }
+
+    /// Where the cable of the NIC named last leads (to the room, if nothing is said).
+    #[must_use]
+    pub fn leads(mut self, lead: Lead) -> Self {
+        if let Some(last) = self.leads.last_mut() {
+            *last = lead;
+        }
         self
     }
 
@@ -249,6 +272,12 @@ impl Machine {
     /// Number of NICs.
     pub(crate) fn nic_count(&self) -> usize {
         self.nics.len()
+    }
+
+    /// Whether it starts by BIOS.
+    #[must_use]
+    pub fn has_bios(&self) -> bool {
+        self.firmware == Firmware::Bios
     }
 
     /// Whether its settings are in flash.

@@ -35,6 +35,15 @@ pub struct Manifest {
     pub firmware: BTreeMap<String, bool>,
 }
 
+impl Manifest {
+    /// Short name of what boots, `3f2a9c01-77ab01cd`: 8 digits of the kernel's SHA-256 and 8 of the initrd's. By it a stick
+    /// with an image of its own is compared with the head. None when the manifest names no kernel or initrd.
+    pub fn boot_digest(&self) -> Option<String> {
+        let short = |file: &str| self.artifacts.get(file)?.sha256.get(..8);
+        Some(format!("{}-{}", short("vmlinuz")?, short("initrd.img")?))
+    }
+}
+
 /// A file beside the manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -8,7 +8,7 @@ use anyhow::Result;
 use crate::plain_rom::PlainRom;
 
 use super::{
-    Disk, FIRST_NIC_SLOT, Files, Firmware, First, Machine, STICK_PORT, USB_SLOT, Watchdog, hex, ovmf,
+    Disk, FIRST_NIC_SLOT, Files, Firmware, First, Lead, Machine, STICK_PORT, USB_SLOT, Watchdog, hex, ovmf,
 };
 
 /// Port of the verdict.
@@ -85,7 +85,15 @@ impl Machine {
             let netdev = if self.plain_rom && number == 0 {
                 PlainRom::netdev(&files.wire())
             } else {
-                format!("tap,id=net{number},ifname={tap},script=no,downscript=no")
+                match self.leads.get(number) {
+                    Some(Lead::Nowhere) => format!("hubport,id=net{number},hubid={number}"),
+                    Some(Lead::Elsewhere) => {
+                        format!("user,id=net{number},restrict=on,net=192.168.{number}.0/24")
+                    }
+                    Some(Lead::Room) | None => {
+                        format!("tap,id=net{number},ifname={tap},script=no,downscript=no")
+                    }
+                }
             };
             command.args(["-netdev", &netdev]);
             let mut device = format!(

@@ -2,10 +2,12 @@
 //! `ci/test` runs the covering subset; `ci/night doors-*` runs the rest, one slice per network.
 
 mod refused;
+mod stick;
 mod stranger;
 mod table;
 
 use anyhow::Result;
+use cidlab::{Campus, Machine};
 use table::{DOORS, Door, NETWORKS, Network, Passage, STICKS, WITH_SITE_IPXE, pass, print};
 
 /// One network: the doors one after the other in one room; the table in the end, whatever failed before.
@@ -100,6 +102,31 @@ mod all {
             stranger::is_sent_home(name, door)?;
         }
         Ok(())
+    }
+
+    #[test]
+    fn sticks_left_in() -> Result<()> {
+        stick::is_left_in("left-bios", Door::UsbBios)?;
+        stick::is_left_in("left-secure", Door::UsbSecure)
+    }
+
+    #[test]
+    fn sticks_without_a_head() -> Result<()> {
+        stick::has_no_head("alone-bios", Door::UsbBios, None)?;
+        stick::has_no_head("alone-secure", Door::UsbSecure, None)?;
+        stick::has_no_head("headless-bios", Door::UsbBios, Some(Campus::Dnsmasq))?;
+        stick::has_no_head("headless-secure", Door::UsbSecure, Some(Campus::Dnsmasq))
+    }
+
+    #[test]
+    fn sticks_behind_the_wrong_card() -> Result<()> {
+        stick::finds_the_card("cards-bios", Door::UsbBios)?;
+        stick::finds_the_card("cards-secure", Door::UsbSecure)
+    }
+
+    #[test]
+    fn sticks_with_an_image() -> Result<()> {
+        stick::holds_an_image("image-secure", Machine::uefi_secure_boot)
     }
 
     #[test]

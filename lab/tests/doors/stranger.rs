@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use cid_protocol::api::NodeState;
 use cidlab::{Adoption, HeadOptions, Lab, UP_LIMIT, WINDOWS_LIMIT};
 
-use crate::table::{Door, remove_stick};
+use crate::{stick, table::Door};
 
 pub(crate) fn is_sent_home(name: &str, door: Door) -> Result<()> {
     let lab = Lab::start_with(name, |options| HeadOptions {
@@ -14,7 +14,7 @@ pub(crate) fn is_sent_home(name: &str, door: Door) -> Result<()> {
     let mut pc = lab.power_on(door.machine(lab.room())?)?;
     let node = pc.wait_state(NodeState::Seen, UP_LIMIT)?;
     pc.wait_serial("does not compute now", 0, UP_LIMIT)?;
-    remove_stick(&mut pc, 0)?;
+    stick::remove(&mut pc, 0)?;
     pc.wait_windows(WINDOWS_LIMIT)?;
     pc.power_off()?;
     pc.assert_disk_untouched()?;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cid_protocol::api::NodeRow;
 use cidlab::lab::images_dir;
 use cidlab::run::run;
-use cidlab::{Campus, CampusServer, DhcpMode, First, HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT};
+use cidlab::{Campus, CampusServer, DhcpMode, First, HeadOptions, Lab, Machine, Room, UP_LIMIT};
 
 /// How a PC comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,23 +161,7 @@ fn snippet() -> Result<String> {
 
 /// A stick as `cidbuild usb` makes it.
 fn stick(room: &Room) -> Result<std::path::PathBuf> {
-    let path = room.dir().join("stick.img");
-    if !path.exists() {
-        let mut cidbuild = std::process::Command::new(cidlab::head::program("cidbuild")?);
-        run(cidbuild
-            .args([
-                "usb",
-                "minimal",
-                "--quiet",
-                "--head",
-                cidlab::room::HEAD_ADDRESS,
-                "--images",
-            ])
-            .arg(images_dir())
-            .arg("--out")
-            .arg(&path))?;
-    }
-    Ok(path)
+    crate::stick::make(room, "stick.img", &[])
 }
 
 /// What was seen of one way in and home.
@@ -207,7 +191,7 @@ pub(crate) fn pass(lab: &Lab, network: Network, door: Door) -> Result<Passage> {
     let released = SystemTime::now();
     if door.is_usb() {
         let from = pc.serial().len();
-        remove_stick(&mut pc, from)?;
+        crate::stick::remove(&mut pc, from)?;
     }
     let windows = pc.wait_windows(HOME_LIMIT).with_context(|| what(network, door))?;
     let home = windows.duration_since(released)?;
@@ -250,12 +234,6 @@ fn check(node: &NodeRow, door: Door) -> Result<()> {
     let locked = hardware.lockdown == "integrity";
     ensure!(locked == door.is_secure(), "lockdown: {:?}", hardware.lockdown);
     Ok(())
-}
-
-/// The stick's loader asks for its removal; somebody comes by.
-pub(crate) fn remove_stick(pc: &mut Pc, from: usize) -> Result<()> {
-    pc.wait_serial("emove", from, UP_LIMIT)?;
-    pc.pull_stick()
 }
 
 /// For people.
