@@ -90,7 +90,7 @@ enum Command {
     },
     /// Let nodes finish what they have and take no more work; they stay in the cluster until `undrain`.
     #[command(after_help = "Example: cidctl drain lab-a07 --reason 'its fan is loud'\n\
-                      `release` drains too, and then gives the PC back. It lasts over reboots of the node and of the head.")]
+                      `release` drains too, and then gives the PC back. A drain lasts over reboots of the node and of the head.")]
     Drain {
         /// Which.
         nodeset: String,
