@@ -61,31 +61,6 @@ fn uefi_carries_on_over_every_other_nic() -> Result<()> {
     Ok(())
 }
 
-/// A figure for the documents: which of QEMU's cards Linux arms for Wake-on-LAN. One of each in a PC.
-#[test]
-fn which_cards_can_be_woken() -> Result<()> {
-    let models = [
-        "e1000", "e1000e", "igb", "i82559er", "rtl8139", "tulip", "vmxnet3",
-    ];
-    let machine = models.into_iter().fold(Machine::uefi(), Machine::another_nic);
-    let lab = Lab::start("matrix-wake")?;
-    let mut pc = lab.power_on(machine)?;
-    let node = pc.wait_up(UP_LIMIT)?;
-    let links = node.hardware.context("it reports its hardware")?.links;
-    for link in &links {
-        println!("{} {}: {}", link.driver, link.id, link.wake_on_lan);
-    }
-    let armed = |driver: &str| {
-        links
-            .iter()
-            .any(|link| link.driver == driver && link.wake_on_lan == "armed")
-    };
-    assert!(armed("8139cp") && !armed("virtio_net"), "{links:?}");
-    pc.power_off()?;
-    lab.succeeded();
-    Ok(())
-}
-
 /// A figure for the documents: the smallest memory with which each firmware's road leads to `up`.
 #[test]
 fn smallest_memory() -> Result<()> {
