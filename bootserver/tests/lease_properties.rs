@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
-use cid_bootserver::dhcp::leases::{LeaseRecord, MAX_OFFERS};
+use cid_bootserver::dhcp::leases::{LeaseRecord, LeaseTable, MAX_OFFERS};
 use cid_bootserver::dhcp::packet::MessageType;
 use cid_bootserver::dhcp::server::{Output, Server, Settings};
 use cid_bootserver::machine::MacAddress;
@@ -310,4 +310,35 @@ fn strangers_cannot_grow_the_table() {
         .handle_packet(NOW + 1_000, &late.bytes(), &decide(adopted()))
         .unwrap();
     assert_eq!(server.leases().sizes().1, 1);
+}
+
+#[test]
+fn who_holds_a_lease_needs_no_room_among_the_offers() {
+    let number = |number: u32| {
+        (
+            MacAddress([2, 0, 0, 0, (number >> 8) as u8, number as u8]),
+            number,
+        )
+    };
+    let record = |(mac, number): (MacAddress, u32)| LeaseRecord {
+        mac,
+        address: Ipv4Addr::from_bits(0x0a4d_1000 + number),
+        expires_unix: NOW + 600,
+    };
+    let holders = 2 * MAX_OFFERS as u32;
+    let records: Vec<_> = (0..holders).map(|at| record(number(at))).collect();
+    let (first, last) = (Ipv4Addr::new(10, 77, 16, 0), Ipv4Addr::new(10, 77, 250, 255));
+    let mut table = LeaseTable::new(first, last, HEAD, &records);
+    for held in &records {
+        assert_eq!(table.offer(NOW, held.mac, None), Ok(held.address));
+        assert!(table.may_have(NOW, held.mac, held.address));
+    }
+    assert_eq!(table.sizes(), (records.len(), 0, 0));
+    // Another machine gets neither.
+    let other = number(holders).0;
+    assert!(!table.may_have(NOW, other, records[0].address));
+    assert_ne!(
+        table.offer(NOW, other, Some(records[0].address)),
+        Ok(records[0].address)
+    );
 }

@@ -150,12 +150,56 @@ impl Core {
         self.act_with(Vec::new(), input)
     }
 
+    /// An input that acknowledges nothing to anybody, as a DHCP message that was heard: several for each exchange of a storm,
+    /// and most change nothing that has to be written or sent. Those wake nobody.
+    pub fn tell(&self, input: impl FnOnce(&mut Registry, Now)) {
+        let queue = |commit: Option<Commit>, outputs: Vec<Output>| {
+            if commit.is_none() && outputs.is_empty() {
+                return Ok(());
+            }
+            self.deliver_later(commit, outputs).map(drop)
+        };
+        if let Err(error) = self.enter(Vec::new(), input, queue).1 {
+            tracing::warn!(%error, "not written");
+        }
+    }
+
     /// The same, with further writes (a lease) in the same commit.
     pub fn act_with<T>(
         &self,
-        mut writes: Vec<Write>,
+        writes: Vec<Write>,
         input: impl FnOnce(&mut Registry, Now) -> T,
     ) -> (T, Pending) {
+        let (result, queued) = self.enter(writes, input, |commit, outputs| {
+            self.deliver_later(commit, outputs)
+        });
+        (result, Pending(queued))
+    }
+
+    fn deliver_later(
+        &self,
+        commit: Option<Commit>,
+        outputs: Vec<Output>,
+    ) -> Result<oneshot::Receiver<Result<(), String>>, String> {
+        let (done, receiver) = oneshot::channel();
+        let delivery = Delivery {
+            commit,
+            outputs,
+            done,
+        };
+        self.deliveries
+            .try_send(delivery)
+            .map(|()| receiver)
+            .map_err(|_| "too many deliveries are waiting".to_owned())
+    }
+
+    /// Under the lock from the input to `queue`, so that the order of both queues is the order of the inputs.
+    fn enter<T, Q>(
+        &self,
+        mut writes: Vec<Write>,
+        input: impl FnOnce(&mut Registry, Now) -> T,
+        queue: impl FnOnce(Option<Commit>, Vec<Output>) -> Result<Q, String>,
+    ) -> (T, Result<Q, String>) {
         let mut registry = lock(&self.registry);
         let now = self.now();
         let result = input(&mut registry, now);
@@ -184,14 +228,13 @@ impl Core {
                 output => outputs.push(output),
             }
         }
-        // Still under the lock: the order of the queue is the order of the inputs.
         if !later.is_empty() {
             self.store.submit_lazily(later);
         }
         let commit = if durable {
             match self.store.submit(writes) {
                 Ok(commit) => Some(commit),
-                Err(error) => return (result, Pending(Err(error.to_string()))),
+                Err(error) => return (result, Err(error.to_string())),
             }
         } else {
             if !writes.is_empty() {
@@ -199,20 +242,7 @@ impl Core {
             }
             None
         };
-        let (done, receiver) = oneshot::channel();
-        let queued = self.deliveries.try_send(Delivery {
-            commit,
-            outputs,
-            done,
-        });
-        (
-            result,
-            Pending(
-                queued
-                    .map(|()| receiver)
-                    .map_err(|_| "too many deliveries are waiting".to_owned()),
-            ),
-        )
+        (result, queue(commit, outputs))
     }
 
     /// Registers a new connection; what the registry sends to it arrives at the receiver.

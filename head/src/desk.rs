@@ -79,9 +79,7 @@ impl Desk {
 
     fn note(&self, mac: Mac, seen: Observation) {
         self.core
-            .act(|registry, now| registry.handle_observation(now, mac, seen))
-            .1
-            .unacknowledged();
+            .tell(|registry, now| registry.handle_observation(now, mac, seen));
     }
 }
 

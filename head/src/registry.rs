@@ -133,6 +133,8 @@ pub struct Registry {
     connections: BTreeMap<ConnectionId, Mac>,
     outputs: VecDeque<Output>,
     strangers: usize,
+    /// Strangers at the last look, the one not heard for longest first: who makes room next.
+    quiet: VecDeque<(u64, Mac)>,
     stranger_minute: u64,
     stranger_events: u32,
     timelines: Timelines,
@@ -167,6 +169,7 @@ impl Registry {
             connections: BTreeMap::new(),
             outputs: VecDeque::new(),
             strangers,
+            quiet: VecDeque::new(),
             stranger_minute: 0,
             stranger_events: 0,
             timelines: Timelines::default(),
@@ -448,18 +451,38 @@ impl Registry {
     }
 
     fn evict_stranger(&mut self) -> bool {
-        let oldest = self
-            .machines
-            .iter()
-            .filter(|(_, machine)| machine.is_stranger() && machine.connection.is_none())
-            .min_by_key(|(_, machine)| machine.record.last_seen)
-            .map(|(mac, _)| *mac);
-        let Some(mac) = oldest else { return false };
+        let Some(mac) = self.quietest_stranger() else {
+            return false;
+        };
         self.machines.remove(&mac);
         self.timelines.forget(mac);
         self.strangers -= 1;
         self.outputs.push_back(Output::Forget(mac));
         true
+    }
+
+    /// The one not heard for longest. One look at all of them lasts for as many evictions: whoever was heard since that
+    /// look is younger than everybody it found and who was not, so a flood of made-up MACs does not cost a look each.
+    fn quietest_stranger(&mut self) -> Option<Mac> {
+        let leaves = |machine: &Machine| machine.is_stranger() && machine.connection.is_none();
+        for looked in [false, true] {
+            while let Some((last_seen, mac)) = self.quiet.pop_front() {
+                let still = |machine: &&Machine| leaves(machine) && machine.record.last_seen == last_seen;
+                if self.machines.get(&mac).filter(still).is_some() {
+                    return Some(mac);
+                }
+            }
+            if looked {
+                break;
+            }
+            let strangers = self.machines.iter().filter(|(_, machine)| leaves(machine));
+            let mut quiet: Vec<(u64, Mac)> = strangers
+                .map(|(mac, machine)| (machine.record.last_seen, *mac))
+                .collect();
+            quiet.sort_unstable();
+            self.quiet = quiet.into();
+        }
+        None
     }
 }
 

@@ -14,7 +14,8 @@ pub const OFFER_SECS: u64 = 60;
 /// How long an address that a client declined is not given out, in seconds.
 pub const QUARANTINE_SECS: u64 = 600;
 /// Offers kept at a time. A stranger who invents MAC addresses can hold no more than these, for [`OFFER_SECS`].
-pub const MAX_OFFERS: usize = 1024;
+/// Firmware gathers offers for 4 s before it takes one: so many PCs may be switched on together.
+pub const MAX_OFFERS: usize = 4096;
 
 /// A promise, as it is kept on disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,8 @@ pub struct LeaseTable {
     offers: BTreeMap<MacAddress, Offer>,
     offered: BTreeMap<Ipv4Addr, MacAddress>,
     quarantine: BTreeMap<Ipv4Addr, u64>,
+    /// Until when, Unix seconds, offers and quarantine have been looked through.
+    swept_unix: u64,
 }
 
 impl LeaseTable {
@@ -69,6 +72,7 @@ impl LeaseTable {
             offers: BTreeMap::new(),
             offered: BTreeMap::new(),
             quarantine: BTreeMap::new(),
+            swept_unix: 0,
         };
         for record in records {
             table.remember(*record);
@@ -99,6 +103,11 @@ impl LeaseTable {
         wish: Option<Ipv4Addr>,
     ) -> Result<Ipv4Addr, NoAddress> {
         self.forget_old(now);
+        if let Some(address) = self.running_lease(now, mac) {
+            // The lease keeps the address for it as well as an offer would, and takes no room from others.
+            self.drop_offer(mac);
+            return Ok(address);
+        }
         let address = self
             .address_of(mac)
             .filter(|address| self.in_range(*address) && !self.quarantine.contains_key(address))
@@ -183,6 +192,12 @@ impl LeaseTable {
         }
     }
 
+    fn running_lease(&self, now: u64, mac: MacAddress) -> Option<Ipv4Addr> {
+        let lease = self.leases.get(&mac).filter(|lease| lease.expires_unix > now)?;
+        let usable = self.in_range(lease.address) && !self.quarantine.contains_key(&lease.address);
+        usable.then_some(lease.address)
+    }
+
     fn remember(&mut self, record: LeaseRecord) {
         if let Some(old) = self.leases.insert(record.mac, record) {
             self.holders.remove(&old.address);
@@ -238,7 +253,12 @@ impl LeaseTable {
             .map(|lease| lease.address)
     }
 
+    /// Once a second at most: nothing more can have ended, and in a storm the table is long.
     fn forget_old(&mut self, now: u64) {
+        if now == self.swept_unix {
+            return;
+        }
+        self.swept_unix = now;
         let Self {
             offers,
             offered,

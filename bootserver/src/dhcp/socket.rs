@@ -1,7 +1,10 @@
 //! The DHCP shell: sockets on ports 67 and 68 of one interface, clocks, and the order *commit, then send*.
 
+use std::future::{Future, poll_fn};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::socket::{setsockopt, sockopt};
@@ -13,11 +16,16 @@ use crate::counters::Counters;
 use crate::dhcp::leases::LeaseRecord;
 use crate::dhcp::rival::{self, Rival, Watch};
 use crate::dhcp::server::{CLIENT_PORT, Output, SERVER_PORT, Server};
-use crate::directory::Directory;
+use crate::directory::{CommitError, Directory};
 use crate::keep::SocketKeeper;
 
 /// Packets taken in before one commit, so that a storm pays for few synchronisations of the disk.
 pub(super) const BATCH: usize = 256;
+/// Outputs that may wait for the commit before theirs; until there is room again packets wait in the kernel.
+const WAITING: usize = 2_048;
+
+/// A commit that is awaited.
+type Commit = Pin<Box<dyn Future<Output = Result<(), CommitError>> + Send>>;
 
 /// Sockets of one interface.
 pub struct Sockets {
@@ -75,6 +83,14 @@ impl Sockets {
     }
 }
 
+/// Resolves with the commit that is awaited; never while there is none.
+async fn finished(written: &mut Option<(Commit, Vec<Output>)>) -> Result<(), CommitError> {
+    match written {
+        Some((commit, _)) => commit.await,
+        None => std::future::pending().await,
+    }
+}
+
 fn bind(interface: &str, port: u16) -> std::io::Result<Socket> {
     let socket = Socket::new(Domain::IPV4, Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
     socket.set_reuse_address(true)?;
@@ -107,19 +123,39 @@ pub struct Shell<D> {
 }
 
 impl<D: Directory> Shell<D> {
-    /// Serves until a socket fails.
+    /// Serves until a socket fails. While the disk works on one batch, the next is read and decided: it goes to the disk when
+    /// the first is there and was answered, so that outputs leave in their order.
     pub async fn serve(mut self) -> std::io::Result<()> {
         let started = Instant::now();
         self.server.ignore(self.watch.probe_mac());
         let mut from_client = [0_u8; 2048];
         let mut from_server = [0_u8; 2048];
+        let mut written: Option<(Commit, Vec<Output>)> = None;
+        let mut next: Vec<Output> = Vec::new();
         loop {
+            if written.is_none() && !next.is_empty() {
+                let outputs = std::mem::take(&mut next);
+                match self.commit_of(&outputs) {
+                    Some(mut commit) => {
+                        // The first poll hands the leases to the disk: not only when the select comes to it.
+                        let first = poll_fn(|context| Poll::Ready(commit.as_mut().poll(context))).await;
+                        match first {
+                            Poll::Ready(result) => self.answer(started.elapsed(), result, outputs).await,
+                            Poll::Pending => written = Some((commit, outputs)),
+                        }
+                    }
+                    None => self.carry_out(started.elapsed(), outputs).await,
+                }
+            }
             let wait = self.watch.next_deadline().saturating_sub(started.elapsed());
             tokio::select! {
-                received = self.sockets.server.recv_from(&mut from_client) => {
+                result = finished(&mut written) => {
+                    let outputs = written.take().map(|(_, outputs)| outputs).unwrap_or_default();
+                    self.answer(started.elapsed(), result, outputs).await;
+                }
+                received = self.sockets.server.recv_from(&mut from_client), if next.len() < WAITING => {
                     let (length, _) = received?;
-                    let outputs = self.take_batch(&mut from_client, length);
-                    self.carry_out(started.elapsed(), outputs).await?;
+                    self.take_batch(&mut from_client, length, &mut next);
                 }
                 received = self.sockets.client.recv_from(&mut from_server) => {
                     let (length, _) = received?;
@@ -135,7 +171,7 @@ impl<D: Directory> Shell<D> {
     }
 
     /// The packet just received and those that wait behind it.
-    fn take_batch(&mut self, buffer: &mut [u8; 2048], mut length: usize) -> Vec<Output> {
+    fn take_batch(&mut self, buffer: &mut [u8; 2048], mut length: usize, outputs: &mut Vec<Output>) {
         let now = SystemTime::now()
             .duration_since(SystemTime::UNIX_EPOCH)
             .map_or(0, |elapsed| elapsed.as_secs());
@@ -154,12 +190,11 @@ impl<D: Directory> Shell<D> {
                 Err(_) => break,
             }
         }
-        std::iter::from_fn(|| self.server.poll_output()).collect()
+        outputs.extend(std::iter::from_fn(|| self.server.poll_output()));
     }
 
-    /// Commits every lease of the batch, then tells and sends. A batch that could not be committed is not answered: the
-    /// clients ask again.
-    async fn carry_out(&mut self, now: Duration, outputs: Vec<Output>) -> std::io::Result<()> {
+    /// The commit that these outputs have to wait for, if any of them is to be written.
+    fn commit_of(&self, outputs: &[Output]) -> Option<Commit> {
         let leases: Vec<LeaseRecord> = outputs
             .iter()
             .filter_map(|output| {
@@ -170,13 +205,26 @@ impl<D: Directory> Shell<D> {
                 }
             })
             .collect();
-        if !leases.is_empty()
-            && let Err(error) = self.directory.commit_leases(leases).await
-        {
-            tracing::error!(%error, "leases not written: no answer is sent");
-            self.counters.count(&"dhcp-not-committed");
-            return Ok(());
+        if leases.is_empty() {
+            return None;
         }
+        let directory = Arc::clone(&self.directory);
+        Some(Box::pin(async move { directory.commit_leases(leases).await }))
+    }
+
+    /// A batch that could not be committed is not answered: the clients ask again.
+    async fn answer(&mut self, now: Duration, result: Result<(), CommitError>, outputs: Vec<Output>) {
+        match result {
+            Ok(()) => self.carry_out(now, outputs).await,
+            Err(error) => {
+                tracing::error!(%error, "leases not written: no answer is sent");
+                self.counters.count(&"dhcp-not-committed");
+            }
+        }
+    }
+
+    /// Tells and sends what is on disk, or needs not be.
+    async fn carry_out(&mut self, now: Duration, outputs: Vec<Output>) {
         for output in outputs {
             match output {
                 Output::Persist(record) => self.addresses.insert(record),
@@ -191,7 +239,6 @@ impl<D: Directory> Shell<D> {
                 Output::Transmit { bytes, to } => self.send(&bytes, to).await,
             }
         }
-        Ok(())
     }
 
     async fn send(&self, bytes: &[u8], to: SocketAddrV4) {

@@ -140,13 +140,20 @@ pub(super) fn steps(connection: &Connection) -> rusqlite::Result<Vec<(Option<Mac
 }
 
 pub(super) fn put_lease(transaction: &Transaction<'_>, lease: &Lease) -> rusqlite::Result<()> {
-    transaction
-        .prepare_cached("INSERT OR REPLACE INTO lease VALUES (?1, ?2, ?3)")?
-        .execute(params![
-            lease.mac.0.as_slice(),
-            lease.address.to_bits(),
-            lease.expires_unix as i64
-        ])?;
+    let values = params![
+        lease.mac.0.as_slice(),
+        lease.address.to_bits(),
+        lease.expires_unix as i64
+    ];
+    // A renewal, which is what a storm consists of, changes one row in place; replacing it would move it in both indexes too.
+    let renewed = transaction
+        .prepare_cached("UPDATE lease SET expires_unix = ?3 WHERE mac = ?1 AND address = ?2")?
+        .execute(values)?;
+    if renewed == 0 {
+        transaction
+            .prepare_cached("INSERT OR REPLACE INTO lease VALUES (?1, ?2, ?3)")?
+            .execute(values)?;
+    }
     Ok(())
 }
 

@@ -91,3 +91,37 @@ fn strangers_are_bounded_and_the_log_survives_their_flood() {
         trace.events.len()
     );
 }
+
+#[test]
+fn who_was_heard_again_stays_longer_than_who_was_not() {
+    let mut trace = Trace::new();
+    let stranger = |number: u32| {
+        let [_, _, a, b] = number.to_be_bytes();
+        Mac([4, 0, 0, 0, a, b])
+    };
+    let full = MAX_STRANGERS as u32;
+    let mut hear = |second, number| {
+        trace
+            .registry
+            .handle_observation(at(second), stranger(number), Observation::Heard);
+        let forgotten = std::iter::from_fn(|| trace.registry.poll_output());
+        forgotten
+            .filter_map(|output| match output {
+                Output::Forget(mac) => Some(mac),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    for number in 0..full {
+        hear(10, number);
+    }
+    // The first eviction looks at everybody. Number 1 is heard behind that look, and is passed over.
+    assert_eq!(hear(20, full), [stranger(0)]);
+    assert_eq!(hear(21, 1), []);
+    for number in 1..full - 1 {
+        assert_eq!(hear(22, full + number), [stranger(number + 1)]);
+    }
+    // Everybody of the first look is gone but number 1: the next look finds the one of second 20 before it.
+    assert_eq!(hear(23, 2 * full), [stranger(full)]);
+    assert_eq!(hear(23, 2 * full + 1), [stranger(1)]);
+}
