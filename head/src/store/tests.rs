@@ -245,3 +245,41 @@ fn kill_9_loses_nothing_that_was_acknowledged() {
         expected = last;
     }
 }
+
+/// `cidctl trace` tells the same after a restart of the head, and what happens then comes behind it.
+#[test]
+fn timelines_go_on_over_a_restart() {
+    use crate::timeline::Timelines;
+    use cid_protocol::trace::What;
+    let folder = tempfile::tempdir().unwrap();
+    let (mac, other) = (record(1).mac, record(2).mac);
+    let left = |reason: &str| What::Left {
+        reason: reason.into(),
+    };
+    let joined = What::Joined {
+        name: "lab-a01".into(),
+        again: false,
+    };
+    let mut before = Timelines::default();
+    let (store, _) = Store::open(folder.path()).unwrap();
+    for (at, about, what) in [
+        (10, mac, joined),
+        (20, mac, left("released")),
+        (30, other, left("key")),
+    ] {
+        let step = before.add(at, Some(about), what).unwrap();
+        let write = Write::Step(Some(about), Box::new(step));
+        store.submit(vec![write]).unwrap().wait().unwrap();
+    }
+    // The control: a step that was not written is not there after the restart.
+    before.add(40, Some(other), left("lost"));
+    drop(store);
+    let (_store, contents) = Store::open(folder.path()).unwrap();
+    let mut after = Timelines::new(contents.steps);
+    assert_eq!(after.of(mac).len(), 2);
+    assert_eq!(after.of(mac), before.of(mac));
+    assert_ne!(after.of(other), before.of(other));
+    after.add(50, Some(mac), left("silence"));
+    let last = after.of(mac).pop().map(|step| step.what);
+    assert_eq!(last, Some(left("silence")));
+}
