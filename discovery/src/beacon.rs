@@ -19,6 +19,8 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::net::Ipv4Addr;
 
+pub use crate::identity::NodeId;
+
 /// Version of the datagram. Others are rejected.
 pub const VERSION: u8 = 1;
 /// Longest beacon that is ever sent or accepted, in bytes.
@@ -28,47 +30,6 @@ pub const MAX_NAME: usize = 64;
 /// Bytes before the name.
 const FIXED: usize = 45;
 const MAGIC: [u8; 4] = *b"CIDb";
-
-/// Who a machine is, whatever its address: a hash of the SMBIOS UUID, or of the MAC where the UUID is useless.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(pub [u8; 16]);
-
-/// UUIDs that vendors left on many boards; two PCs with one of them would be one node.
-const USELESS_UUIDS: [&str; 4] = [
-    "00000000-0000-0000-0000-000000000000",
-    "ffffffff-ffff-ffff-ffff-ffffffffffff",
-    "03000200-0400-0500-0006-000700080009",
-    "12345678-1234-5678-90ab-cddeefaabbcc",
-];
-
-impl NodeId {
-    /// From the SMBIOS UUID as text (any case) and the boot NIC's MAC. An empty or useless UUID leaves the MAC.
-    ///
-    /// 128-bit FNV-1a: spreads, needs no table; it is no defence against somebody who wants a collision.
-    pub fn of_machine(uuid: &str, mac: [u8; 6]) -> Self {
-        let uuid = uuid.trim().to_ascii_lowercase();
-        if uuid.is_empty() || USELESS_UUIDS.contains(&uuid.as_str()) {
-            Self(fnv128(&[b"mac:".as_slice(), &mac]))
-        } else {
-            Self(fnv128(&[b"uuid:".as_slice(), uuid.as_bytes()]))
-        }
-    }
-}
-
-impl fmt::Display for NodeId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-fn fnv128(parts: &[&[u8]]) -> [u8; 16] {
-    let mut hash: u128 = 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d;
-    for byte in parts.iter().copied().flatten() {
-        hash ^= u128::from(*byte);
-        hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
-    }
-    hash.to_be_bytes()
-}
 
 /// What a node says of itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

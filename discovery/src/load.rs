@@ -1,0 +1,227 @@
+//! Everybody's load, freshest first. A vector travels for a while after it changed by a step or grew old, then is
+//! silent; a book must never hold more entries than the roster may have members.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::vec::Vec;
+use core::cmp::Reverse;
+use core::time::Duration;
+
+use crate::identity::NodeId;
+
+/// An unchanged vector is told again after this long, and longer in rooms above [`REFRESH_MEMBERS`].
+pub const REFRESH: Duration = Duration::from_secs(30);
+/// Above so many members the refresh stretches in proportion, so that a member's traffic stays constant.
+pub const REFRESH_MEMBERS: usize = 100;
+/// How often each member passes an entry on before it is silent about it.
+const SENDS: u8 = 3;
+/// An older entry is not shown: its owner is gone or cut off.
+pub const MAX_AGE_TENTHS: u16 = 30_000;
+/// Closer measurements than this are the same one, seen through different delays.
+const SAME: Duration = Duration::from_millis(250);
+
+/// How loaded a node is, in eight bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub struct LoadVector {
+    /// Tasks that run or want to, in tenths.
+    pub runnable_tenths: u16,
+    /// Share of time in which some task waited for a CPU (pressure stall, 10 s), in per cent.
+    pub pressure_percent: u8,
+    /// `MemAvailable`, in units of 16 MiB.
+    pub memory_available_16mib: u16,
+    /// Speed of one CPU against the reference machine, in thousandths; 0: not measured.
+    pub speed: u16,
+    /// The link's speed: 2 to this power Mbit/s.
+    pub link_log2_mbit: u8,
+}
+
+impl LoadVector {
+    /// Whether the step from `told` is worth a word: a tenth of the larger value and half a task, five points of
+    /// pressure, or 64 MiB.
+    fn differs(self, told: Self) -> bool {
+        let step = |a: u16, b: u16, least: u16| a.abs_diff(b) > (a.max(b) / 10).max(least);
+        step(self.runnable_tenths, told.runnable_tenths, 4)
+            || self.pressure_percent.abs_diff(told.pressure_percent) > 5
+            || step(self.memory_available_16mib, told.memory_available_16mib, 4)
+            || (self.speed, self.link_log2_mbit) != (told.speed, told.link_log2_mbit)
+    }
+}
+
+/// A vector on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct LoadEntry {
+    /// The first six bytes of the owner's id: two of a thousand members share them once in 10^9 rooms.
+    pub short: [u8; 6],
+    /// Tenths of a second since it was measured, saturating.
+    pub age_tenths: u16,
+    /// It.
+    pub vector: LoadVector,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Known {
+    vector: LoadVector,
+    measured: Duration,
+    sends: u8,
+}
+
+/// What a member knows of everybody's load, its own included.
+#[derive(Debug)]
+pub struct LoadBook {
+    me: [u8; 6],
+    entries: BTreeMap<[u8; 6], Known>,
+    /// What is still to be passed on, freshest first.
+    news: BTreeSet<(Reverse<Duration>, [u8; 6])>,
+    capacity: usize,
+}
+
+/// The key of a node in the book.
+pub fn short(id: NodeId) -> [u8; 6] {
+    let [a, b, c, d, e, f, ..] = id.0;
+    [a, b, c, d, e, f]
+}
+
+impl LoadBook {
+    /// An empty book of `me` for at most `capacity` members.
+    pub fn new(me: NodeId, capacity: usize) -> Self {
+        Self {
+            me: short(me),
+            entries: BTreeMap::new(),
+            news: BTreeSet::new(),
+            capacity,
+        }
+    }
+
+    /// Our own load: news when it took a step or was told too long ago. `members` stretches that time.
+    pub fn handle_own(&mut self, now: Duration, vector: LoadVector, members: usize) {
+        let stretch = u32::try_from(members / REFRESH_MEMBERS).unwrap_or(1).max(1);
+        let told = self.entries.get(&self.me);
+        if told.is_none_or(|told| vector.differs(told.vector) || now >= told.measured + REFRESH * stretch) {
+            self.insert(self.me, vector, now);
+        }
+    }
+
+    /// Entries out of a datagram; fresher ones replace what we have and become news.
+    pub fn handle_entries(&mut self, now: Duration, entries: &[LoadEntry]) {
+        let me = self.me;
+        for entry in entries.iter().filter(|entry| entry.short != me) {
+            let measured = now.saturating_sub(Duration::from_millis(u64::from(entry.age_tenths) * 100));
+            let fresher = match self.entries.get(&entry.short) {
+                Some(known) => measured > known.measured + SAME,
+                None => self.entries.len() < self.capacity,
+            };
+            if fresher && entry.age_tenths < MAX_AGE_TENTHS {
+                self.insert(entry.short, entry.vector, measured);
+            }
+        }
+    }
+
+    /// The freshest news, at most `most`, which count as sent once more.
+    pub fn pick(&mut self, now: Duration, most: usize) -> Vec<LoadEntry> {
+        let picked: Vec<_> = self.news.iter().take(most).copied().collect();
+        let mut entries = Vec::with_capacity(picked.len());
+        for key in picked {
+            let Some(known) = self.entries.get_mut(&key.1) else {
+                self.news.remove(&key);
+                continue;
+            };
+            known.sends += 1;
+            if known.sends >= SENDS {
+                self.news.remove(&key);
+            }
+            let age = now.saturating_sub(known.measured).as_millis() / 100;
+            entries.push(LoadEntry {
+                short: key.1,
+                age_tenths: u16::try_from(age).unwrap_or(u16::MAX),
+                vector: known.vector,
+            });
+        }
+        entries
+    }
+
+    /// A member's load and how long ago it was measured.
+    pub fn load_of(&self, now: Duration, id: NodeId) -> Option<(LoadVector, Duration)> {
+        let known = self.entries.get(&short(id))?;
+        let age = now.saturating_sub(known.measured);
+        (age < Duration::from_millis(u64::from(MAX_AGE_TENTHS) * 100)).then_some((known.vector, age))
+    }
+
+    /// The member is gone.
+    pub fn forget(&mut self, id: NodeId) {
+        if let Some(known) = self.entries.remove(&short(id)) {
+            self.news.remove(&(Reverse(known.measured), short(id)));
+        }
+    }
+
+    fn insert(&mut self, key: [u8; 6], vector: LoadVector, measured: Duration) {
+        let known = Known {
+            vector,
+            measured,
+            sends: 0,
+        };
+        if let Some(old) = self.entries.insert(key, known) {
+            self.news.remove(&(Reverse(old.measured), key));
+        }
+        self.news.insert((Reverse(measured), key));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn vector(runnable_tenths: u16) -> LoadVector {
+        LoadVector {
+            runnable_tenths,
+            ..LoadVector::default()
+        }
+    }
+
+    #[test]
+    fn a_step_is_told_three_times_and_then_only_when_old() {
+        let mut book = LoadBook::new(NodeId([1; 16]), 8);
+        book.handle_own(SECOND, vector(20), 13);
+        for _ in 0..3 {
+            assert_eq!(book.pick(SECOND, 8).len(), 1);
+        }
+        assert!(book.pick(SECOND, 8).is_empty());
+        book.handle_own(2 * SECOND, vector(22), 13);
+        assert!(book.pick(2 * SECOND, 8).is_empty(), "two tenths are no step");
+        book.handle_own(3 * SECOND, vector(60), 13);
+        assert_eq!(book.pick(3 * SECOND, 8).first().map(|e| e.vector), Some(vector(60)));
+        book.handle_own(40 * SECOND, vector(60), 13);
+        assert_eq!(book.pick(40 * SECOND, 8).len(), 1, "old");
+    }
+
+    #[test]
+    fn the_freshest_travels_first_and_age_survives_hops() {
+        let mut a = LoadBook::new(NodeId([1; 16]), 8);
+        let entry = |id: u8, age_tenths, tasks| LoadEntry {
+            short: short(NodeId([id; 16])),
+            age_tenths,
+            vector: vector(tasks),
+        };
+        a.handle_entries(60 * SECOND, &[entry(2, 100, 1), entry(3, 10, 2), entry(1, 0, 9)]);
+        let picked = a.pick(61 * SECOND, 1);
+        assert_eq!(picked, [entry(3, 20, 2)]);
+        a.handle_entries(62 * SECOND, &[entry(2, 500, 7)]);
+        let (load, age) = a.load_of(62 * SECOND, NodeId([2; 16])).expect("known");
+        assert_eq!((load, age), (vector(1), 12 * SECOND), "an older one is no news");
+        assert_eq!(a.load_of(62 * SECOND, NodeId([1; 16])), None, "nobody tells us our own load");
+    }
+
+    #[test]
+    fn strangers_cannot_grow_the_book() {
+        let mut book = LoadBook::new(NodeId([1; 16]), 3);
+        for id in 2..100 {
+            let entry = LoadEntry {
+                short: [id; 6],
+                age_tenths: 0,
+                vector: vector(1),
+            };
+            book.handle_entries(SECOND, &[entry]);
+        }
+        assert_eq!(book.entries.len(), 3);
+    }
+}

@@ -1,0 +1,550 @@
+//! Membership: who is in the cluster, said by each member for itself and judged by its neighbours. SWIM's probing and
+//! suspicion with Lifeguard's self-doubt, on a ring, beside a head that puts the changes in order; the numbers and
+//! their reasons are in docs/membership.md. One state machine for nodes and the head; it must never act for the
+//! cluster without the head, see [`Membership::may_act`].
+//!
+//! The shell opens what [`crate::seal`] accepts, feeds it to [`Membership::handle_datagram`], drains
+//! [`Membership::poll_output`], and calls [`Membership::handle_deadline`] no later than
+//! [`Membership::next_deadline`] says: after the datagrams that wait, so that a late member does not judge others by
+//! its own sleep.
+
+mod probing;
+mod receive;
+mod sync;
+#[cfg(test)]
+mod tests;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::vec::Vec;
+use core::net::SocketAddrV4;
+use core::time::Duration;
+
+use crate::history::chronicle::{Chronicle, Stale};
+use crate::history::replica::Replica;
+use crate::history::{Change, State};
+use crate::identity::{Boot, NodeId};
+use crate::load::{LoadBook, LoadVector};
+use crate::random::Random;
+use crate::roster::{Member, Roster};
+use crate::rumors::{Origin, Rumors};
+use crate::wire::{Digest, Kind, Liveness, MAX_RUMORS, Message, Mode, Refusal, Refusals, Role, Rumor};
+
+use probing::Probe;
+use sync::Pulling;
+
+/// How often a quiet member is asked whether it is there.
+pub const QUIET_INTERVAL: Duration = Duration::from_millis(2_500);
+/// How often a busy one is.
+pub const BUSY_INTERVAL: Duration = Duration::from_millis(400);
+/// How often a member asks the head, a random member, or a dead one, in turn.
+pub const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
+/// How often it asks a head that did not answer.
+pub const RETRY_HEAD: Duration = Duration::from_secs(2);
+/// A greeting to the group, for those that never heard of us.
+pub const HELLO_INTERVAL: Duration = Duration::from_secs(30);
+/// Rumours are passed on in this rhythm, while there are any.
+pub const GOSSIP_INTERVAL: Duration = Duration::from_millis(50);
+/// To so many members at a time.
+pub const GOSSIP_FAN: usize = 4;
+/// The head, which has the better wire, to so many.
+pub const HEAD_FAN: usize = 16;
+/// Members that give a second opinion on a suspicion.
+pub const WATCHERS: usize = 3;
+/// Without a word from the head for so long a member is on its own: two contacts and their retries.
+pub const HEAD_LEASE: Duration = Duration::from_secs(25);
+
+/// What the membership must be told to begin.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// This boot of this machine.
+    pub me: Boot,
+    /// Node or head.
+    pub role: Role,
+    /// Where others reach us.
+    pub address: SocketAddrV4,
+    /// The head that booted us; nobody else is believed to be one. `None` on the head itself.
+    pub head: Option<(NodeId, SocketAddrV4)>,
+    /// Members known from before, for a network without multicast and without a head.
+    pub seeds: Vec<SocketAddrV4>,
+    /// A node goes home when the head was silent this long.
+    pub bail_out: Duration,
+    /// Most members.
+    pub capacity: usize,
+}
+
+/// Where a datagram goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum To {
+    /// Everybody on the link: the multicast group.
+    Group,
+    /// One member.
+    Member(SocketAddrV4),
+}
+
+/// What happened to a member, or to us.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// A member, or a later boot of one.
+    Appeared(Boot),
+    /// It does not answer: give it nothing new, take nothing away.
+    Suspected(Boot),
+    /// It does answer.
+    Cleared(Boot),
+    /// It was taken for dead, and is there.
+    Returned(Boot),
+    /// It is taken for dead.
+    Lost(Boot),
+    /// It said that it goes.
+    Left(Boot),
+    /// The history has grown to this.
+    History(Digest),
+    /// The head is silent: from here on we do nothing in the cluster's name.
+    HeadLost,
+    /// The head speaks again.
+    HeadBack,
+    /// The head was silent for `bail_out`: the PC goes home, whatever peers say.
+    GoHome,
+    /// Another boot of this machine is a member: we are its ghost, and must stop.
+    Superseded,
+}
+
+/// What the shell has to do, in this order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Seal and send.
+    Transmit {
+        /// To whom.
+        to: To,
+        /// [`Message`] as bytes.
+        body: Vec<u8>,
+    },
+    /// Tell whom it concerns.
+    Event(Event),
+}
+
+/// The head's history, or a node's prefix of it.
+#[derive(Debug)]
+pub enum Records {
+    /// The head's.
+    Head(Chronicle),
+    /// A node's.
+    Node(Replica),
+}
+
+#[derive(Debug)]
+struct Timers {
+    hello: Duration,
+    hellos: u32,
+    watch: Duration,
+    contact: Duration,
+    contacts: u32,
+    gossip: Option<Duration>,
+}
+
+/// The state machine.
+#[derive(Debug)]
+pub struct Membership {
+    config: Config,
+    random: Random,
+    mode: Mode,
+    refutation: u16,
+    leaving: bool,
+    roster: Roster,
+    rumors: Rumors,
+    records: Records,
+    loads: LoadBook,
+    load: LoadVector,
+    probes: BTreeMap<u32, Probe>,
+    probe_number: u32,
+    /// Lifeguard's local health: 0 is well; above, our own answers come late, so we give others more time.
+    health: u32,
+    suspects: BTreeSet<NodeId>,
+    timers: Timers,
+    nudges: u32,
+    /// When the roster last changed, was last compared, and whether it ever agreed with somebody's.
+    changed: Duration,
+    compared: Duration,
+    compares: u32,
+    synced: bool,
+    pulling: Option<Pulling>,
+    favours: (Duration, u32),
+    head_heard: Duration,
+    head_lost: bool,
+    going_home: bool,
+    outputs: VecDeque<Output>,
+    refusals: Refusals,
+}
+
+impl Membership {
+    /// A member that knows nobody; it greets at once. `seed` decides its choices and spreads.
+    pub fn new(config: Config, records: Records, seed: u64, now: Duration) -> Self {
+        let mut random = Random::new(seed);
+        let timers = Timers {
+            hello: now,
+            hellos: 0,
+            watch: now + random.around(QUIET_INTERVAL),
+            contact: now + random.around(CONTACT_INTERVAL),
+            contacts: random.below(2) as u32,
+            gossip: None,
+        };
+        Self {
+            roster: Roster::new(config.me, config.role, config.capacity),
+            loads: LoadBook::new(config.me.id, config.capacity),
+            config,
+            random,
+            mode: Mode::Quiet,
+            refutation: 0,
+            leaving: false,
+            rumors: Rumors::default(),
+            records,
+            load: LoadVector::default(),
+            probes: BTreeMap::new(),
+            probe_number: 0,
+            health: 0,
+            suspects: BTreeSet::new(),
+            timers,
+            nudges: 0,
+            changed: now,
+            compared: Duration::ZERO,
+            compares: 0,
+            synced: false,
+            pulling: None,
+            favours: (now, 0),
+            head_heard: now,
+            head_lost: false,
+            going_home: false,
+            outputs: VecDeque::new(),
+            refusals: Refusals::default(),
+        }
+    }
+
+    /// How closely we want to be watched; those who watch us are told when it changes.
+    pub fn handle_mode(&mut self, now: Duration, mode: Mode) {
+        if self.mode == mode {
+            return;
+        }
+        self.mode = mode;
+        let watchers: Vec<SocketAddrV4> = self
+            .roster
+            .members()
+            .filter(|member| member.is_present() && self.watches_me(member))
+            .map(|member| member.address)
+            .collect();
+        for address in watchers {
+            // Twice, because it may be lost; the next ping would tell anyway.
+            self.send(now, To::Member(address), Kind::Gossip, Vec::new());
+            self.send(now, To::Member(address), Kind::Gossip, Vec::new());
+        }
+    }
+
+    /// Our load.
+    pub fn handle_load(&mut self, now: Duration, load: LoadVector) {
+        self.load = load;
+        self.loads.handle_own(now, load, self.roster.present());
+    }
+
+    /// We go: peers are told, and do not look for us.
+    pub fn handle_leave(&mut self, now: Duration) {
+        self.leaving = true;
+        let mut rumor = self.as_rumor();
+        rumor.liveness = Liveness::Left;
+        self.rumors.push(rumor, Origin::Mine);
+        self.gossip(now);
+    }
+
+    /// Head only: puts a change of a node's state into the history.
+    pub fn record(
+        &mut self,
+        now: Duration,
+        boot: Boot,
+        state: State,
+        name: &str,
+        reason: &str,
+    ) -> Result<(), Stale> {
+        match &mut self.records {
+            Records::Head(chronicle) => chronicle.record(now, boot, state, name, reason),
+            Records::Node(_) => Err(Stale::Same),
+        }
+    }
+
+    /// Head only: the next change to write to disk, before anything else is drained.
+    pub fn poll_persist(&mut self) -> Option<Change> {
+        match &mut self.records {
+            Records::Head(chronicle) => chronicle.poll_persist(),
+            Records::Node(_) => None,
+        }
+    }
+
+    /// Head only: what [`Self::poll_persist`] gave is committed, so everybody may know.
+    pub fn handle_persisted(&mut self, now: Duration) {
+        if let Records::Head(chronicle) = &mut self.records {
+            let before = chronicle.digest().length;
+            chronicle.handle_persisted();
+            let digest = chronicle.digest();
+            if digest.length > before {
+                self.outputs.push_back(Output::Event(Event::History(digest)));
+                self.tell_history(now, before);
+            }
+        }
+    }
+
+    /// Whether this member may decide in the cluster's name: the head, and nodes that hear it.
+    pub fn may_act(&self, now: Duration) -> bool {
+        self.config.role == Role::Head || (!self.going_home && now < self.head_heard + HEAD_LEASE)
+    }
+
+    /// When the head was last heard.
+    pub fn head_heard(&self) -> Duration {
+        self.head_heard
+    }
+
+    /// Who is there, by our own eyes and what peers say.
+    pub fn roster(&self) -> &Roster {
+        &self.roster
+    }
+
+    /// What the head has put in order, as far as we have it.
+    pub fn records(&self) -> &Records {
+        &self.records
+    }
+
+    /// The latest change of each machine, as far as we have the history.
+    pub fn table(&self) -> &BTreeMap<NodeId, Change> {
+        match &self.records {
+            Records::Head(chronicle) => chronicle.table(),
+            Records::Node(replica) => replica.table(),
+        }
+    }
+
+    /// Everybody's load.
+    pub fn loads(&self) -> &LoadBook {
+        &self.loads
+    }
+
+    /// What was dropped, by reason.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// 0 is well; above, our own answers come late.
+    pub fn health(&self) -> u32 {
+        self.health
+    }
+
+    /// The next thing to do.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// When [`Self::handle_deadline`] wants to be called.
+    pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
+        let bail_out = (self.config.role == Role::Node).then_some(if self.head_lost {
+            self.head_heard + self.config.bail_out
+        } else {
+            self.head_heard + HEAD_LEASE
+        });
+        let chronicle = match &self.records {
+            Records::Head(chronicle) => chronicle.next_deadline(now),
+            Records::Node(_) => None,
+        };
+        [self.timers.hello, self.timers.watch, self.timers.contact]
+            .into_iter()
+            .chain(self.timers.gossip)
+            .chain(self.pulling.as_ref().map(|pulling| pulling.next))
+            .chain(self.probes.values().map(|probe| probe.next))
+            .chain(self.suspects.iter().filter_map(|id| self.doubt_ends(*id)))
+            .chain(bail_out.filter(|_| !self.going_home))
+            .chain(chronicle)
+            .min()
+    }
+
+    /// Does what is due; an early call does nothing.
+    pub fn handle_deadline(&mut self, now: Duration) {
+        self.handle_lateness(now);
+        self.handle_probes(now);
+        self.handle_doubts(now);
+        if now >= self.timers.hello {
+            self.hello(now);
+        }
+        if now >= self.timers.watch {
+            self.watch(now);
+        }
+        if now >= self.timers.contact {
+            self.contact(now);
+        }
+        self.handle_pulling(now);
+        self.handle_head_silence(now);
+        if let Records::Head(chronicle) = &mut self.records {
+            chronicle.handle_deadline(now);
+        }
+        if self.timers.gossip.is_some_and(|at| now >= at) {
+            self.gossip(now);
+        }
+    }
+
+    fn is_head(&self) -> bool {
+        self.config.role == Role::Head
+    }
+
+    fn hears_head(&self, now: Duration) -> bool {
+        self.is_head() || now < self.head_heard + 3 * CONTACT_INTERVAL
+    }
+
+    fn head_address(&self) -> Option<SocketAddrV4> {
+        let (id, address) = self.config.head?;
+        Some(self.roster.member(id).map_or(address, |head| head.address))
+    }
+
+    fn as_rumor(&self) -> Rumor {
+        Rumor {
+            boot: self.config.me,
+            refutation: self.refutation,
+            liveness: Liveness::Alive,
+            role: self.config.role,
+            headless: false,
+            address: self.config.address,
+            by: None,
+        }
+    }
+
+    fn watches_me(&self, member: &Member) -> bool {
+        let me = self.config.me.id;
+        self.roster.is_watcher(member.boot.id, me, 1)
+    }
+
+    fn message(&mut self, now: Duration, kind: Kind, rumors: Vec<Rumor>, to_group: bool) -> Message {
+        let loads = match kind {
+            Kind::Ping { .. } | Kind::Ack { .. } => self.loads.pick(now, crate::wire::MAX_LOADS),
+            _ => Vec::new(),
+        };
+        Message {
+            mode: self.mode,
+            role: self.config.role,
+            to_group,
+            history: match &self.records {
+                Records::Head(chronicle) => chronicle.digest(),
+                Records::Node(replica) => replica.digest(),
+            },
+            roster: self.roster.hash(),
+            kind,
+            rumors,
+            loads,
+        }
+    }
+
+    fn send(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) {
+        let message = self.message(now, kind, rumors, to == To::Group);
+        self.outputs.push_back(Output::Transmit {
+            to,
+            body: message.encode(),
+        });
+    }
+
+    fn event(&mut self, event: Event) {
+        self.outputs.push_back(Output::Event(event));
+    }
+
+    /// How often a rumour is passed on: twice the decimal digits of the room, and twice more.
+    fn rumor_limit(&self) -> u32 {
+        2 * ((self.roster.present() + 1).ilog10() + 1) + 2
+    }
+
+    /// Passes news on: what we found out ourselves to the group, to the head and to those it is about; everything
+    /// to a few members.
+    fn gossip(&mut self, now: Duration) {
+        let urgent = self.rumors.take_urgent(MAX_RUMORS);
+        if !urgent.is_empty() {
+            for rumor in urgent.iter().filter(|rumor| rumor.liveness == Liveness::Suspect) {
+                let to = To::Member(rumor.address);
+                self.send(now, to, Kind::Gossip, alloc::vec![rumor.clone()]);
+            }
+            self.send(now, To::Group, Kind::Gossip, urgent.clone());
+            if let Some(head) = self.head_address() {
+                self.send(now, To::Member(head), Kind::Gossip, urgent);
+            }
+        }
+        let fan = if self.is_head() { HEAD_FAN } else { GOSSIP_FAN };
+        let limit = self.rumor_limit();
+        for _ in 0..fan {
+            let nudge = self.nudges > 0;
+            if self.rumors.is_empty() && !nudge {
+                break;
+            }
+            let alive = |member: &Member| member.liveness == Liveness::Alive;
+            let Some(address) = self.roster.choose(&mut self.random, alive).map(|peer| peer.address) else {
+                break;
+            };
+            self.nudges = self.nudges.saturating_sub(1);
+            let rumors = self.rumors.pick(MAX_RUMORS, limit);
+            self.send(now, To::Member(address), Kind::Gossip, rumors);
+        }
+        let more = self.roster.present() > 0 && (!self.rumors.is_empty() || self.nudges > 0);
+        self.timers.gossip = more.then_some(now + GOSSIP_INTERVAL);
+    }
+
+    /// News was pushed: pass it on in a moment, together with what comes until then.
+    fn gossip_soon(&mut self, now: Duration) {
+        if self.timers.gossip.is_none() {
+            self.timers.gossip = Some(now + GOSSIP_INTERVAL / 4);
+        }
+    }
+
+    /// Greets the group; the head and some old acquaintances too while we are alone.
+    fn hello(&mut self, now: Duration) {
+        self.timers.hellos += 1;
+        let early = Duration::from_millis(250 << self.timers.hellos.min(7));
+        let alone = !self.synced;
+        let pause = if alone { early.min(HELLO_INTERVAL) } else { HELLO_INTERVAL };
+        self.timers.hello = now + self.random.around(pause);
+        if self.leaving {
+            return;
+        }
+        let kind = Kind::Hello {
+            address: self.config.address,
+        };
+        let rumors = alloc::vec![self.as_rumor()];
+        self.send(now, To::Group, kind.clone(), rumors.clone());
+        if !alone && self.hears_head(now) {
+            return;
+        }
+        if let Some(head) = self.head_address() {
+            self.send(now, To::Member(head), kind.clone(), rumors.clone());
+        }
+        for _ in 0..self.config.seeds.len().min(GOSSIP_FAN) {
+            let index = self.random.below(self.config.seeds.len());
+            if let Some(seed) = self.config.seeds.get(index).copied() {
+                self.send(now, To::Member(seed), kind.clone(), rumors.clone());
+            }
+        }
+    }
+
+    /// The head was heard.
+    fn handle_head(&mut self, now: Duration) {
+        self.head_heard = now;
+        if self.head_lost {
+            self.head_lost = false;
+            // What we declared without it is void; who is really there, comparing tells.
+            self.roster.forget_dead(now, true);
+            self.event(Event::HeadBack);
+        }
+    }
+
+    fn handle_head_silence(&mut self, now: Duration) {
+        if self.is_head() {
+            return;
+        }
+        if !self.head_lost && now >= self.head_heard + HEAD_LEASE {
+            self.head_lost = true;
+            self.event(Event::HeadLost);
+        }
+        if !self.going_home && now >= self.head_heard + self.config.bail_out {
+            self.going_home = true;
+            self.event(Event::GoHome);
+        }
+    }
+
+    /// Counts a drop.
+    fn refuse(&mut self, reason: Refusal) {
+        self.refusals.add(reason);
+    }
+}

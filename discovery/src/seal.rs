@@ -1,0 +1,3 @@
+//! stub
+/// Bytes that sealing adds.
+pub const OVERHEAD: usize = 54;
