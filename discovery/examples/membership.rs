@@ -31,10 +31,11 @@ fn spread(mut times: Vec<Duration>) -> String {
     format!("mean {mean:.2} s, worst {worst:.2} s of {}", times.len())
 }
 
-/// memberlist's LAN defaults: the expected time to the first probe, the probe, the suspicion, the spreading.
+/// memberlist's LAN defaults: expected time to the first failed probe (1/(1-1/e) periods of 1 s), then the
+/// confirmed suspicion; the spreading comes on top.
 fn memberlist_detects(nodes: usize) -> f64 {
     let suspicion = 4.0 * (nodes as f64).log10().max(1.0);
-    1.58 + 0.5 + suspicion
+    1.58 + suspicion
 }
 
 fn detect(nodes: usize) {
@@ -60,7 +61,8 @@ fn detect(nodes: usize) {
                     let done = |world: &World| world.nodes_on().into_iter().chain([0]).all(|index| world.buried(index, boot));
                     times.push(world.time_until(secs(60.0), done).unwrap_or(secs(60.0)));
                     world.start(victim);
-                    world.run_for(secs(20.0) + Duration::from_millis(world.below(3_000) as u64));
+                    let phase = secs(world.below(3_000) as f64 / 1_000.0);
+                    world.run_for(secs(20.0) + phase);
                     world.with(victim, |member, now| member.handle_mode(now, mode));
                     world.run_for(secs(5.0));
                 }

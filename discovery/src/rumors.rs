@@ -7,6 +7,9 @@ use alloc::vec::Vec;
 use crate::identity::NodeId;
 use crate::wire::{Liveness, Rumor};
 
+/// Who misses a death learns of it only by comparing rosters, which takes seconds.
+const DEATH_MORE: u32 = 6;
+
 type Key = (NodeId, Option<NodeId>);
 
 /// News waiting to be passed on. Bounded by the roster: at most one entry and [`crate::roster::MAX_VOTERS`] doubts
@@ -58,7 +61,8 @@ impl Rumors {
         self.entries.is_empty()
     }
 
-    /// Up to `most` rumours, which count as passed on once more; those passed on `limit` times are dropped.
+    /// Up to `most` rumours, which count as passed on once more; those passed on `limit` times are dropped, a death
+    /// after [`DEATH_MORE`] times more.
     pub fn pick(&mut self, most: usize, limit: u32) -> Vec<Rumor> {
         let places: Vec<_> = self.order.iter().take(most).map(|(place, key)| (*place, *key)).collect();
         let mut picked = Vec::with_capacity(places.len());
@@ -69,7 +73,8 @@ impl Rumors {
             picked.push(rumor.clone());
             self.order.remove(&(sent, stamp));
             *place = (sent + 1, stamp);
-            if sent + 1 < limit {
+            let more = if rumor.liveness == Liveness::Dead { DEATH_MORE } else { 0 };
+            if sent + 1 < limit + more {
                 self.order.insert((sent + 1, stamp), key);
             } else {
                 self.entries.remove(&key);

@@ -10,7 +10,7 @@ use crate::history::Change;
 use crate::wire::{BUCKETS, Digest, Kind, MAX_RUMORS, Refusal, Role};
 
 /// A roster that agreed once is compared when it was unchanged this long: until then rumours are on their way.
-const SETTLED: Duration = Duration::from_millis(1_500);
+const SETTLED: Duration = Duration::from_millis(600);
 /// And at most this often.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// A roster that never agreed is compared sooner, ever less often.
@@ -34,24 +34,32 @@ pub(super) struct Pulling {
 }
 
 impl Membership {
-    /// The sender's roster has this hash.
+    /// The sender's roster has this hash. If it differs from ours for longer than rumours travel, we compare.
     pub(super) fn hear_roster(&mut self, now: Duration, source: SocketAddrV4, theirs: u32) {
         if theirs == self.roster.hash() {
             self.synced = true;
+            self.mismatch = None;
             return;
         }
-        let next = if self.synced {
+        let due = if self.synced {
             (self.changed + SETTLED).max(self.compared + COMPARE_AGAIN)
         } else {
             self.compared + COMPARE_FIRST * (1 << self.compares.min(5))
         };
-        if now < next {
+        self.mismatch = Some((source, due));
+        self.handle_mismatch(now);
+    }
+
+    /// Compares, if it is time.
+    pub(super) fn handle_mismatch(&mut self, now: Duration) {
+        let Some((peer, _)) = self.mismatch.filter(|(_, due)| now >= *due) else {
             return;
-        }
+        };
+        self.mismatch = None;
         self.compared = now;
         self.compares += 1;
         let kind = Kind::Compare(self.roster.buckets());
-        self.send(now, To::Member(source), kind, Vec::new());
+        self.send(now, To::Member(peer), kind, Vec::new());
     }
 
     /// Tells what we know in the parts that differ.
