@@ -124,6 +124,9 @@ fn idle(nodes: usize) {
     let started = std::time::Instant::now();
     let mut world = World::settled(1, nodes, Wire::default());
     println!("{nodes}: wrong pairs after 40 s: {}, {} kB per node, {:?}", world.wrong_pairs(), world.bytes() / 1000 / nodes as u64, started.elapsed());
+    for (kind, (count, bytes)) in world.by_kind.iter().enumerate().filter(|(_, sent)| sent.0 > 0) {
+        println!("   kind {kind}: {count} {} kB", bytes / 1000);
+    }
     world.run_for(secs(60.0));
     let (bytes, kinds) = (world.bytes(), world.by_kind);
     world.run_for(secs(600.0));

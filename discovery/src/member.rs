@@ -160,7 +160,10 @@ pub struct Membership {
     health: u32,
     suspects: BTreeSet<NodeId>,
     timers: Timers,
+    /// Datagrams that are to tell peers how long our history is.
     nudges: u32,
+    /// Head only: how much of the history the group was told.
+    told: u32,
     /// When the roster last changed, was last compared, and whether it ever agreed with somebody's.
     changed: Duration,
     compared: Duration,
@@ -181,6 +184,10 @@ impl Membership {
     /// A member that knows nobody; it greets at once. `seed` decides its choices and spreads.
     pub fn new(config: Config, records: Records, seed: u64, now: Duration) -> Self {
         let mut random = Random::new(seed);
+        let told = match &records {
+            Records::Head(chronicle) => chronicle.digest().length,
+            Records::Node(_) => 0,
+        };
         let timers = Timers {
             hello: now,
             hellos: 0,
@@ -206,6 +213,7 @@ impl Membership {
             suspects: BTreeSet::new(),
             timers,
             nudges: 0,
+            told,
             changed: now,
             compared: Duration::ZERO,
             compares: 0,
@@ -286,7 +294,8 @@ impl Membership {
             let digest = chronicle.digest();
             if digest.length > before {
                 self.outputs.push_back(Output::Event(Event::History(digest)));
-                self.tell_history(now, before);
+                self.nudges = self.nudges.max(HEAD_FAN as u32);
+                self.gossip_soon(now);
             }
         }
     }
@@ -457,6 +466,7 @@ impl Membership {
     /// Passes news on: what we found out ourselves to the group, to the head and to those it is about; everything
     /// to a few members.
     fn gossip(&mut self, now: Duration) {
+        self.tell_history(now);
         let urgent = self.rumors.take_urgent(MAX_RUMORS);
         if !urgent.is_empty() {
             for rumor in urgent.iter().filter(|rumor| rumor.liveness == Liveness::Suspect) {

@@ -197,7 +197,8 @@ impl Membership {
         let digest = replica.digest();
         if let Some(pulling) = self.pulling.as_mut() {
             pulling.tries = 0;
-            pulling.next = now;
+            // The rest of the burst is on its way.
+            pulling.next = now + PULL_AGAIN / 8;
             if !replica.lacks(pulling.target) {
                 self.pulling = None;
             }
@@ -258,14 +259,17 @@ impl Membership {
         Ok(())
     }
 
-    /// Head only: the changes from `from` on, to whoever listens; who hears nothing asks.
-    pub(super) fn tell_history(&mut self, now: Duration, from: u32) {
-        if let Records::Head(chronicle) = &self.records
-            && let Some(changes) = chronicle.tail(from).filter(|changes| !changes.is_empty())
-        {
-            self.send(now, To::Group, Kind::Tail { first: from, changes }, Vec::new());
+    /// Head only: the changes that were not told yet, to whoever listens; who hears nothing asks.
+    pub(super) fn tell_history(&mut self, now: Duration) {
+        for _ in 0..BURST {
+            let Records::Head(chronicle) = &self.records else { return };
+            let first = self.told;
+            let Some(changes) = chronicle.tail(first).filter(|changes| !changes.is_empty()) else {
+                self.told = chronicle.digest().length;
+                return;
+            };
+            self.told += u32::try_from(changes.len()).unwrap_or(0);
+            self.send(now, To::Group, Kind::Tail { first, changes }, Vec::new());
         }
-        self.nudges = self.nudges.max(super::HEAD_FAN as u32);
-        self.gossip_soon(now);
     }
 }
