@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use cid_discovery::history::chronicle::Chronicle;
 use cid_discovery::history::replica::Replica;
-use cid_discovery::history::{Change, State};
+use cid_discovery::history::{CHAIN_START, Change, State, link};
 use cid_discovery::member::{Config, Event, Records, To};
 use cid_discovery::random::Random;
 use cid_discovery::wire::{Liveness, Role};
@@ -70,7 +70,7 @@ pub(crate) struct Host {
     wake: Duration,
     pub(crate) sent_bytes: u64,
     pub(crate) sent: u64,
-    /// Chain hash by length, of what this replica was seen to hold.
+    /// It went home because the head was silent.
     pub(crate) went_home: bool,
 }
 
@@ -123,6 +123,12 @@ pub(crate) struct World {
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
     pub(crate) delivered: u64,
+    /// The host that ran last.
+    pub(crate) ran: usize,
+    /// Chain hash of the head's history by length.
+    pub(crate) chains: Vec<u64>,
+    /// A planted bug: the head's shell sends before it commits, so a crash forgets what was told.
+    pub(crate) forgetful: bool,
     pub(crate) by_kind: [(u64, u64); 16],
 }
 
@@ -143,6 +149,9 @@ impl World {
             queue: BinaryHeap::new(),
             order: 0,
             delivered: 0,
+            ran: 0,
+            chains: vec![CHAIN_START],
+            forgetful: false,
             by_kind: [(0, 0); 16],
         };
         for index in 0..=nodes {
@@ -207,6 +216,10 @@ impl World {
 
     /// Cuts a machine's power.
     pub(crate) fn crash(&mut self, index: usize) {
+        if index == 0 && self.forgetful && !self.disk.is_empty() {
+            self.disk.pop();
+            self.chains.pop();
+        }
         self.hosts[index].member = None;
     }
 
@@ -267,6 +280,7 @@ impl World {
     /// The process of a machine gets the CPU: datagrams first, then what is due.
     fn run_host(&mut self, index: usize, timer: bool) {
         let now = self.now;
+        self.ran = index;
         let host = &mut self.hosts[index];
         if host.member.is_none() {
             return;
@@ -299,6 +313,7 @@ impl World {
             let Some(member) = self.hosts[index].member.as_mut() else { return };
             let before = self.disk.len();
             while let Some(change) = member.poll_persist() {
+                self.chains.push(link(*self.chains.last().expect("a start"), &change));
                 self.disk.push(change);
             }
             if self.disk.len() > before {
@@ -470,5 +485,21 @@ impl World {
     /// Bytes that all hosts sent so far.
     pub(crate) fn bytes(&self) -> u64 {
         self.hosts.iter().map(|host| host.sent_bytes).sum()
+    }
+
+    /// Who sees whom, for a failing test.
+    pub(crate) fn describe(&self) -> String {
+        let mut text = String::new();
+        for observer in (0..self.hosts.len()).filter(|index| self.is_on(*index)) {
+            let member = self.member(observer);
+            text += &format!("\n{observer} ({}):", member.roster().hash());
+            for (index, host) in self.hosts.iter().enumerate() {
+                if let Some(seen) = member.roster().member(host.boot.id) {
+                    let same = if seen.boot == host.boot { "" } else { " of another boot" };
+                    text += &format!(" {index} {:?} #{}{same},", seen.liveness, seen.refutation);
+                }
+            }
+        }
+        text
     }
 }
