@@ -12,7 +12,7 @@ mod probing;
 mod receive;
 mod sync;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::vec::Vec;

@@ -1,1 +1,203 @@
+//! The membership as packet traces: at this time we get, at that time we say. Rooms of many are in `tests/`.
+
+use core::net::Ipv4Addr;
+
 use super::*;
+use crate::history::replica::Replica;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn boot(id: u8) -> Boot {
+    Boot {
+        id: NodeId([id; 16]),
+        incarnation: 100,
+    }
+}
+
+fn address(id: u8) -> SocketAddrV4 {
+    SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, id), 3101)
+}
+
+/// The head of these traces.
+const HEAD: u8 = 200;
+
+pub(crate) fn node(id: u8, now: Duration) -> Membership {
+    let config = Config {
+        me: boot(id),
+        role: Role::Node,
+        address: address(id),
+        head: Some((NodeId([HEAD; 16]), address(HEAD))),
+        seeds: Vec::new(),
+        bail_out: 600 * SECOND,
+        capacity: 64,
+    };
+    Membership::new(config, Records::Node(Replica::default()), 1, now)
+}
+
+fn says(kind: Kind) -> Message {
+    Message {
+        mode: Mode::Quiet,
+        role: Role::Node,
+        to_group: false,
+        history: Digest::default(),
+        roster: 0,
+        kind,
+        rumors: Vec::new(),
+        loads: Vec::new(),
+    }
+}
+
+fn hears(member: &mut Membership, now: Duration, from: u8, message: &Message) -> Result<(), Refusal> {
+    member.handle_datagram(now, boot(from), address(from), &message.encode())
+}
+
+/// Everything said and all that happened since the last call.
+fn drain(member: &mut Membership) -> (Vec<(To, Message)>, Vec<Event>) {
+    let (mut said, mut events) = (Vec::new(), Vec::new());
+    while let Some(output) = member.poll_output() {
+        match output {
+            Output::Transmit { to, body } => said.push((to, Message::decode(&body).expect("own words"))),
+            Output::Event(event) => events.push(event),
+        }
+    }
+    (said, events)
+}
+
+/// Runs the timers up to `end`; what was said, with its time.
+fn run(member: &mut Membership, from: Duration, end: Duration) -> (Vec<(Duration, To, Message)>, Vec<Event>) {
+    let (mut said, mut events) = (Vec::new(), Vec::new());
+    let mut now = from;
+    while let Some(at) = member.next_deadline(now).filter(|at| *at <= end) {
+        now = now.max(at);
+        member.handle_deadline(now);
+        let (more, happened) = drain(member);
+        said.extend(more.into_iter().map(|(to, message)| (now, to, message)));
+        events.extend(happened);
+    }
+    (said, events)
+}
+
+#[test]
+fn greets_the_group_and_the_head_until_somebody_answers() {
+    let mut a = node(1, SECOND);
+    let (said, _) = run(&mut a, SECOND, 4 * SECOND);
+    let hellos: Vec<_> = said.iter().filter(|(_, _, message)| matches!(message.kind, Kind::Hello { .. })).collect();
+    let to_head = hellos.iter().filter(|(_, to, _)| *to == To::Member(address(HEAD))).count();
+    let to_group = hellos.iter().filter(|(_, to, _)| *to == To::Group).count();
+    assert!((3..8).contains(&to_head) && to_group == to_head, "{to_head} {to_group}");
+}
+
+#[test]
+fn a_silent_neighbour_is_asked_doubted_and_buried() {
+    let mut a = node(1, SECOND);
+    hears(&mut a, SECOND, 2, &says(Kind::Gossip)).expect("taken");
+    let (said, events) = run(&mut a, SECOND, 20 * SECOND);
+    assert_eq!(events.first(), Some(&Event::Appeared(boot(2))));
+    assert!(events.contains(&Event::Suspected(boot(2))) && events.contains(&Event::Lost(boot(2))), "{events:?}");
+    let first_doubt = said
+        .iter()
+        .find_map(|(at, _, message)| message.rumors.iter().any(|r| r.liveness == Liveness::Suspect).then_some(*at))
+        .expect("the doubt is said");
+    let burial = said
+        .iter()
+        .flat_map(|(at, _, message)| message.rumors.iter().map(move |rumor| (at, rumor)))
+        .find(|(_, rumor)| rumor.liveness == Liveness::Dead)
+        .expect("the death is said");
+    let doubted = *burial.0 - first_doubt;
+    assert!(doubted > 5 * SECOND, "one voice alone waits: {doubted:?}");
+    assert!(burial.1.headless, "without the head's voice it says so");
+}
+
+#[test]
+fn a_doubt_about_us_is_contradicted_at_once_with_a_larger_number() {
+    let mut a = node(1, SECOND);
+    let mut gossip = says(Kind::Gossip);
+    let mut doubt = a.as_rumor();
+    doubt.liveness = Liveness::Suspect;
+    doubt.refutation = 4;
+    doubt.by = Some(NodeId([2; 16]));
+    gossip.rumors.push(doubt);
+    // The greeting to the group waits; it is not what we look for.
+    drain(&mut a);
+    let mut contradicts = |now| {
+        hears(&mut a, now, 2, &gossip).expect("taken");
+        let (said, _) = drain(&mut a);
+        said.iter()
+            .filter(|(to, _)| *to == To::Group)
+            .flat_map(|(_, message)| message.rumors.clone())
+            .find(|rumor| rumor.boot == boot(1))
+            .map(|rumor| (rumor.liveness, rumor.refutation))
+    };
+    assert_eq!(contradicts(2 * SECOND), Some((Liveness::Alive, 5)));
+    assert_eq!(contradicts(3 * SECOND), None, "the same doubt is refuted already");
+}
+
+#[test]
+fn a_ghost_a_false_head_and_our_own_echo_are_refused() {
+    let mut a = node(1, SECOND);
+    let later = Boot {
+        incarnation: 101,
+        ..boot(2)
+    };
+    let body = says(Kind::Gossip).encode();
+    assert_eq!(a.handle_datagram(SECOND, later, address(2), &body), Ok(()));
+    assert_eq!(a.handle_datagram(SECOND, boot(2), address(2), &body), Err(Refusal::Ghost));
+    assert_eq!(hears(&mut a, SECOND, 1, &says(Kind::Gossip)), Err(Refusal::Own));
+    let mut crown = says(Kind::Gossip);
+    crown.role = Role::Head;
+    assert_eq!(hears(&mut a, SECOND, 3, &crown), Err(Refusal::OtherHead));
+    let ours = Boot {
+        incarnation: 101,
+        ..boot(1)
+    };
+    assert_eq!(a.handle_datagram(SECOND, ours, address(1), &body), Err(Refusal::Own));
+    let (_, events) = drain(&mut a);
+    assert!(events.contains(&Event::Superseded), "a later boot of this machine speaks: {events:?}");
+}
+
+#[test]
+fn acts_for_the_cluster_only_near_the_heads_voice_and_goes_home_without() {
+    let mut a = node(1, SECOND);
+    let mut head = says(Kind::Gossip);
+    head.role = Role::Head;
+    hears(&mut a, 2 * SECOND, HEAD, &head).expect("taken");
+    drain(&mut a);
+    assert!(a.may_act(2 * SECOND + HEAD_LEASE - SECOND));
+    assert!(!a.may_act(2 * SECOND + HEAD_LEASE));
+    let (said, events) = run(&mut a, 2 * SECOND, 700 * SECOND);
+    assert_eq!(events, [Event::HeadLost, Event::GoHome]);
+    let asked = said.iter().filter(|(at, to, _)| *at > 30 * SECOND && *to == To::Member(address(HEAD))).count();
+    assert!(asked > 100, "it keeps asking: {asked}");
+}
+
+#[test]
+fn who_hears_the_head_does_not_believe_the_deaths_of_those_who_do_not() {
+    let mut a = node(1, SECOND);
+    let mut head = says(Kind::Gossip);
+    head.role = Role::Head;
+    hears(&mut a, SECOND, HEAD, &head).expect("taken");
+    hears(&mut a, SECOND, 2, &says(Kind::Gossip)).expect("taken");
+    let mut burial = a.roster().member(NodeId([2; 16])).expect("known").as_rumor();
+    burial.liveness = Liveness::Dead;
+    burial.headless = true;
+    let mut gossip = says(Kind::Gossip);
+    gossip.rumors.push(burial.clone());
+    hears(&mut a, SECOND, 3, &gossip).expect("taken");
+    assert!(a.roster().member(NodeId([2; 16])).expect("known").is_present());
+    assert_eq!(a.refusals().count(Refusal::Headless), 1);
+    gossip.rumors[0].headless = false;
+    hears(&mut a, SECOND, 3, &gossip).expect("taken");
+    assert!(!a.roster().member(NodeId([2; 16])).expect("known").is_present(), "with the head's voice it counts");
+}
+
+#[test]
+fn who_slept_judges_nobody() {
+    let mut a = node(1, SECOND);
+    hears(&mut a, SECOND, 2, &says(Kind::Gossip)).expect("taken");
+    run(&mut a, SECOND, 4 * SECOND);
+    // The process got no CPU for a minute.
+    a.handle_deadline(64 * SECOND);
+    let (_, events) = drain(&mut a);
+    assert!(!events.contains(&Event::Lost(boot(2))), "{events:?}");
+    assert!(a.health() > 0);
+}
