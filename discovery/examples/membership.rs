@@ -6,6 +6,7 @@ mod sim;
 
 use std::time::Duration;
 
+use cid_discovery::load::LoadVector;
 use cid_discovery::wire::Mode;
 use sim::{Wire, World, secs};
 
@@ -39,37 +40,42 @@ fn memberlist_detects(nodes: usize) -> f64 {
 }
 
 fn detect(nodes: usize) {
-    for mode in [Mode::Quiet, Mode::Busy] {
-        for (loss_percent, multicast) in [(0, true), (0, false), (5, false), (10, true), (10, false)] {
-            let wire = Wire {
-                loss_percent,
-                multicast,
-                ..Wire::default()
-            };
-            let (mut times, mut alarms) = (Vec::new(), 0);
-            let seeds = if nodes >= 1_000 { 1 } else { SEEDS };
-            for seed in 0..seeds {
-                let mut world = World::settled(seed, nodes, wire.clone());
-                for node in 1..=nodes {
-                    world.with(node, |member, now| member.handle_mode(now, mode));
-                }
-                world.run_for(secs(20.0));
-                for _ in 0..10 {
-                    let victim = 1 + world.below(nodes);
-                    let boot = world.hosts[victim].boot;
-                    world.crash(victim);
-                    let done = |world: &World| world.nodes_on().into_iter().chain([0]).all(|index| world.buried(index, boot));
-                    times.push(world.time_until(secs(60.0), done).unwrap_or(secs(60.0)));
-                    world.start(victim);
-                    let phase = secs(world.below(3_000) as f64 / 1_000.0);
-                    world.run_for(secs(20.0) + phase);
-                    world.with(victim, |member, now| member.handle_mode(now, mode));
-                    world.run_for(secs(5.0));
-                }
-                alarms += world.false_alarms;
-            }
-            println!("crash {nodes} {mode:?} loss {loss_percent} % multicast {multicast}: {}; alarms {alarms}; memberlist {:.1} s", spread(times), memberlist_detects(nodes));
+    for (loss_percent, multicast) in [(0, true), (0, false), (5, false), (10, false)] {
+        let wire = Wire {
+            loss_percent,
+            multicast,
+            ..Wire::default()
+        };
+        let (mut quiet, mut busy, mut alarms) = (Vec::new(), Vec::new(), 0);
+        let seeds = if nodes >= 1_000 { 1 } else { SEEDS };
+        for seed in 0..seeds {
+            let mut world = World::settled(seed, nodes, wire.clone());
+            crashes(&mut world, Mode::Quiet, &mut quiet);
+            crashes(&mut world, Mode::Busy, &mut busy);
+            alarms += world.false_alarms;
         }
+        let wire = format!("crash, {nodes} nodes, loss {loss_percent} %, multicast {multicast}");
+        println!("{wire}, quiet: {}", spread(quiet));
+        println!("{wire}, busy: {}; false alarms {alarms}; memberlist {:.1} s", spread(busy), memberlist_detects(nodes));
+    }
+}
+
+/// Ten machines are cut off power one after the other; how long until all others know.
+fn crashes(world: &mut World, mode: Mode, times: &mut Vec<Duration>) {
+    let nodes = world.hosts.len() - 1;
+    for node in 1..=nodes {
+        world.with(node, |member, now| member.handle_mode(now, mode));
+    }
+    for _ in 0..10 {
+        let phase = secs(world.below(3_000) as f64 / 1_000.0);
+        world.run_for(secs(12.0) + phase);
+        let victim = 1 + world.below(nodes);
+        let boot = world.hosts[victim].boot;
+        world.crash(victim);
+        let known = |world: &World| world.nodes_on().into_iter().chain([0]).all(|index| world.buried(index, boot));
+        times.push(world.time_until(secs(60.0), known).unwrap_or(secs(60.0)));
+        world.start(victim);
+        world.with(victim, |member, now| member.handle_mode(now, mode));
     }
 }
 
@@ -121,21 +127,32 @@ fn alarms(nodes: usize) {
 }
 
 fn idle(nodes: usize) {
-    let started = std::time::Instant::now();
     let mut world = World::settled(1, nodes, Wire::default());
-    println!("{nodes}: wrong pairs after 40 s: {}, {} kB per node, {:?}", world.wrong_pairs(), world.bytes() / 1000 / nodes as u64, started.elapsed());
-    for (kind, (count, bytes)) in world.by_kind.iter().enumerate().filter(|(_, sent)| sent.0 > 0) {
-        println!("   kind {kind}: {count} {} kB", bytes / 1000);
-    }
+    println!("{nodes} nodes, formation: {} kB per node in 40 s", world.bytes() / 1_000 / nodes as u64);
     world.run_for(secs(60.0));
-    let (bytes, kinds) = (world.bytes(), world.by_kind);
-    world.run_for(secs(600.0));
-    let kbit = (world.bytes() - bytes) as f64 * 8.0 / 600.0 / 1000.0;
-    println!("{nodes} idle: {kbit:.1} kbit/s in all, {:.2} per node; alarms {} ({:?})", kbit / nodes as f64, world.false_alarms, started.elapsed());
-    for (kind, (after, before)) in world.by_kind.iter().zip(kinds).enumerate() {
-        if after.0 > before.0 {
-            println!("   kind {kind}: {:.2}/s {:.2} kbit/s", (after.0 - before.0) as f64 / 600.0, (after.1 - before.1) as f64 * 8.0 / 600e3);
+    let before = world.bytes();
+    let seconds = if nodes >= 1_000 { 120 } else { 600 };
+    for _ in 0..seconds {
+        for node in 1..=nodes {
+            let load = LoadVector {
+                runnable_tenths: 1 + world.below(3) as u16,
+                memory_available_16mib: 990 + world.below(3) as u16,
+                ..LoadVector::default()
+            };
+            world.with(node, |member, now| member.handle_load(now, load));
         }
+        world.run_for(secs(1.0));
     }
-    for i in [0, 1] { println!("{:?} health {} hist {:?}", world.member(i).refusals().iter().filter(|r| r.1 > 0).collect::<Vec<_>>(), world.member(i).health(), world.member(i).table().len()); }
+    let kbit = (world.bytes() - before) as f64 * 8.0 / f64::from(seconds) / 1_000.0;
+    let mut ages: Vec<Duration> = (1..=nodes)
+        .filter_map(|node| Some(world.member(1).loads().load_of(world.now, world.hosts[node].boot.id)?.1))
+        .collect();
+    let known = ages.len();
+    ages.push(Duration::ZERO);
+    println!(
+        "{nodes} nodes, idle: {kbit:.1} kbit/s in all, {:.2} per node, {:.1} frames/s per node; loads known {known}, {}",
+        kbit / nodes as f64,
+        kbit * 1_000.0 / 8.0 / 120.0 / nodes as f64,
+        spread(ages),
+    );
 }

@@ -3,6 +3,8 @@
 
 use core::fmt;
 
+use crate::random::mix;
+
 /// Who a machine is, whatever its address: a hash of the SMBIOS UUID, or of the MAC where the UUID is useless.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NodeId(pub [u8; 16]);
@@ -18,7 +20,8 @@ const USELESS_UUIDS: [&str; 4] = [
 impl NodeId {
     /// From the SMBIOS UUID as text (any case) and the boot NIC's MAC. An empty or useless UUID leaves the MAC.
     ///
-    /// 128-bit FNV-1a: spreads, needs no table; it is no defence against somebody who wants a collision.
+    /// 128-bit FNV-1a, finished so that machines bought together do not stand together on the ring; it is no defence
+    /// against somebody who wants a collision.
     pub fn of_machine(uuid: &str, mac: [u8; 6]) -> Self {
         let uuid = uuid.trim().to_ascii_lowercase();
         if uuid.is_empty() || USELESS_UUIDS.contains(&uuid.as_str()) {
@@ -41,7 +44,11 @@ fn fnv128(parts: &[&[u8]]) -> [u8; 16] {
         hash ^= u128::from(*byte);
         hash = hash.wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b);
     }
-    hash.to_be_bytes()
+    // FNV leaves the first bytes of similar inputs alike.
+    let (high, low) = ((hash >> 64) as u64, hash as u64);
+    let first = mix(high ^ mix(low));
+    let second = mix(low ^ first);
+    (u128::from(first) << 64 | u128::from(second)).to_be_bytes()
 }
 
 /// One boot of one machine: what takes part in the membership. A later boot beats an earlier one, so a machine that
@@ -57,5 +64,20 @@ pub struct Boot {
 impl fmt::Display for Boot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}@{}", self.id, self.incarnation)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn machines_bought_together_are_spread_over_the_ring() {
+        let mut first: [u32; 16] = [0; 16];
+        for last in 0..=255 {
+            let id = NodeId::of_machine("", [0x52, 0x54, 0, 1, 2, last]);
+            first[usize::from(id.0[0] >> 4)] += 1;
+        }
+        assert!(first.iter().all(|count| (4..=32).contains(count)), "{first:?}");
     }
 }

@@ -100,6 +100,14 @@ impl LoadBook {
         }
     }
 
+    /// The next datagram carries our own entry, news or not, if none is fresher: the head shall have it directly.
+    pub fn tell_own(&mut self) {
+        if let Some(known) = self.entries.get_mut(&self.me) {
+            known.sends = known.sends.min(SENDS - 1);
+            self.news.insert((Reverse(known.measured), self.me));
+        }
+    }
+
     /// Entries out of a datagram; fresher ones replace what we have and become news.
     pub fn handle_entries(&mut self, now: Duration, entries: &[LoadEntry]) {
         let me = self.me;

@@ -13,7 +13,7 @@ use crate::wire::{Kind, Liveness, Mode, Role, Rumor};
 
 /// Pings of one probe.
 const TRIES: u32 = 3;
-/// Members asked to try in our place after the first silence.
+/// Members asked to try in our place when two pings were in vain.
 const HELPERS: usize = 3;
 /// Most probes at a time; a favour beyond it is refused, our own wait.
 const MAX_PROBES: usize = 64;
@@ -228,16 +228,20 @@ impl Membership {
             return;
         }
         probe.tries += 1;
-        probe.next = now + probe.patience;
-        let (target, address, ask) = (probe.target, probe.address, probe.tries == 2);
-        let judge = probe.purpose == Purpose::Judge;
+        let (target, address, purpose) = (probe.target, probe.address, probe.purpose);
+        let ask = probe.tries == TRIES && purpose == Purpose::Judge;
+        // The helpers ask in turn: that takes them twice as long.
+        probe.next = now + if ask { 2 * probe.patience } else { probe.patience };
         // Who is doubted must hear of it, to be able to contradict.
         let doubted = self.roster.member(target.id).filter(|member| member.liveness != Liveness::Alive);
         let mut rumors: Vec<Rumor> = doubted.map(|member| member.as_rumor()).into_iter().collect();
         let limit = self.rumor_limit();
         rumors.extend(self.rumors.pick(6, limit));
+        if purpose == Purpose::Head {
+            self.loads.tell_own();
+        }
         self.send(now, To::Member(address), Kind::Ping { probe: number }, rumors);
-        if ask && judge {
+        if ask {
             self.ask_helpers(now, number, target, address);
         }
     }

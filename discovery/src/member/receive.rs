@@ -44,7 +44,7 @@ impl Membership {
         let appeared = self.hear(now, from, source, &message)?;
         let passed_on = !matches!(message.kind, Kind::Roster);
         for rumor in message.rumors {
-            self.hear_rumor(now, rumor, passed_on);
+            self.hear_rumor(now, source, rumor, passed_on);
         }
         self.loads.handle_entries(now, &message.loads);
         self.hear_history(now, source, message.history, message.role == Role::Head);
@@ -140,10 +140,10 @@ impl Membership {
         Ok(appeared)
     }
 
-    fn hear_rumor(&mut self, now: Duration, rumor: Rumor, pass_on: bool) {
+    fn hear_rumor(&mut self, now: Duration, source: SocketAddrV4, rumor: Rumor, pass_on: bool) {
         let me = self.config.me;
         if rumor.boot.id == me.id {
-            self.hear_of_myself(now, &rumor);
+            self.hear_of_myself(now, source, &rumor);
             return;
         }
         if rumor.role == Role::Head || self.config.head.is_some_and(|(id, _)| id == rumor.boot.id) {
@@ -169,13 +169,19 @@ impl Membership {
     }
 
     /// Somebody doubts us: contradict with a larger number, and wonder why.
-    fn hear_of_myself(&mut self, now: Duration, rumor: &Rumor) {
+    fn hear_of_myself(&mut self, now: Duration, source: SocketAddrV4, rumor: &Rumor) {
         if rumor.boot.incarnation > self.config.me.incarnation {
             self.event(Event::Superseded);
             return;
         }
         let doubted = matches!(rumor.liveness, Liveness::Suspect | Liveness::Dead | Liveness::Left);
-        if rumor.boot != self.config.me || !doubted || rumor.refutation < self.refutation || self.leaving {
+        if rumor.boot != self.config.me || !doubted || self.leaving {
+            return;
+        }
+        if rumor.refutation < self.refutation {
+            // Refuted long ago, and the sender missed it.
+            let alive = alloc::vec![self.as_rumor()];
+            self.send(now, To::Member(source), Kind::Gossip, alive);
             return;
         }
         if rumor.liveness == Liveness::Suspect {

@@ -123,13 +123,13 @@ fn a_doubt_about_us_is_contradicted_at_once_with_a_larger_number() {
         hears(&mut a, now, 2, &gossip).expect("taken");
         let (said, _) = drain(&mut a);
         said.iter()
-            .filter(|(to, _)| *to == To::Group)
-            .flat_map(|(_, message)| message.rumors.clone())
-            .find(|rumor| rumor.boot == boot(1))
-            .map(|rumor| (rumor.liveness, rumor.refutation))
+            .flat_map(|(to, message)| message.rumors.iter().map(move |rumor| (*to, rumor)))
+            .find(|(_, rumor)| rumor.boot == boot(1))
+            .map(|(to, rumor)| (to, rumor.liveness, rumor.refutation))
     };
-    assert_eq!(contradicts(2 * SECOND), Some((Liveness::Alive, 5)));
-    assert_eq!(contradicts(3 * SECOND), None, "the same doubt is refuted already");
+    assert_eq!(contradicts(2 * SECOND), Some((To::Group, Liveness::Alive, 5)));
+    let missed = Some((To::Member(address(2)), Liveness::Alive, 5));
+    assert_eq!(contradicts(3 * SECOND), missed, "refuted already: only the sender is told again");
 }
 
 #[test]

@@ -1,0 +1,247 @@
+//! Rooms in virtual time, one promise each: discovery with and without multicast and head, the idle budget beside the
+//! detection times, partitions, flapping wires, a head that restarts, loads of bounded age. Figures of larger rooms:
+//! `examples/membership.rs`.
+
+mod sim;
+
+use std::time::Duration;
+
+use cid_discovery::history::State;
+use cid_discovery::load::LoadVector;
+use cid_discovery::member::Event;
+use cid_discovery::wire::Mode;
+use sim::{Wire, World, secs};
+
+const ROOM: usize = 13;
+
+fn wire(loss_percent: u64, multicast: bool) -> Wire {
+    Wire {
+        loss_percent,
+        multicast,
+        ..Wire::default()
+    }
+}
+
+/// Powers 13 machines on at random moments of the first minute.
+fn at_random_moments(seed: u64, wire: Wire) -> World {
+    let mut world = World::new(seed, ROOM);
+    world.wire = wire;
+    for index in 1..=ROOM {
+        let pause = Duration::from_millis(world.below(5_000) as u64);
+        world.run_for(pause);
+        world.start(index);
+    }
+    world
+}
+
+#[test]
+fn thirteen_machines_find_one_another_by_nobodys_list() {
+    for seed in 1..=20 {
+        for multicast in [true, false] {
+            let mut world = at_random_moments(seed, wire(0, multicast));
+            let took = world.time_until(secs(3.0), |world| world.wrong_pairs() == 0);
+            assert!(took.is_some(), "seed {seed} multicast {multicast}: {}", world.describe());
+        }
+    }
+}
+
+#[test]
+fn with_the_head_down_they_find_one_another_again() {
+    for seed in 1..=20 {
+        for multicast in [true, false] {
+            let mut world = World::settled(seed, ROOM, wire(0, multicast));
+            world.crash(0);
+            // Without multicast and without a head, addresses from before are all there is.
+            if !multicast {
+                world.seeds = world.hosts.iter().map(|host| host.address).collect();
+            }
+            for index in 1..=ROOM {
+                world.start(index);
+            }
+            let took = world.time_until(secs(10.0), |world| world.wrong_pairs() == 0);
+            assert!(took.is_some(), "seed {seed} multicast {multicast}: {}", world.describe());
+        }
+    }
+}
+
+/// Kills ten machines of a room one after the other; the slowest time until all know.
+fn slowest_detection(world: &mut World, mode: Mode) -> Duration {
+    let mut slowest = Duration::ZERO;
+    for index in 1..=ROOM {
+        world.with(index, |member, now| member.handle_mode(now, mode));
+    }
+    for round in 0..10 {
+        let pause = secs(20.0) + Duration::from_millis(world.below(3_000) as u64);
+        world.run_for(pause);
+        let victim = 1 + round % ROOM;
+        let boot = world.hosts[victim].boot;
+        world.crash(victim);
+        let all_know = |world: &World| world.nodes_on().into_iter().chain([0]).all(|i| world.buried(i, boot));
+        slowest = slowest.max(world.time_until(secs(30.0), all_know).expect("found out"));
+        world.start(victim);
+        world.with(victim, |member, now| member.handle_mode(now, mode));
+    }
+    slowest
+}
+
+#[test]
+fn an_idle_room_is_nearly_silent_and_still_knows_a_crash_in_ten_seconds_a_busy_one_in_three() {
+    for (loss_percent, multicast) in [(0, true), (0, false), (10, true), (10, false)] {
+        let mut world = World::settled(11, ROOM, wire(loss_percent, multicast));
+        world.run_for(secs(60.0));
+        let before = world.bytes();
+        for _ in 0..600 {
+            for index in 1..=ROOM {
+                // An idle machine's load moves a little.
+                let idle = LoadVector {
+                    runnable_tenths: 1 + world.below(3) as u16,
+                    memory_available_16mib: 990 + world.below(3) as u16,
+                    ..LoadVector::default()
+                };
+                world.with(index, |member, now| member.handle_load(now, idle));
+            }
+            world.run_for(secs(1.0));
+        }
+        let kbit = (world.bytes() - before) as f64 * 8.0 / 600.0 / 1_000.0;
+        let quiet = slowest_detection(&mut world, Mode::Quiet);
+        let busy = slowest_detection(&mut world, Mode::Busy);
+        println!("loss {loss_percent} % multicast {multicast}: {kbit:.1} kbit/s, {quiet:?} quiet, {busy:?} busy");
+        assert!(kbit <= 25.0, "{kbit} kbit/s");
+        assert!(quiet <= secs(10.0) && busy <= secs(3.0), "{quiet:?} {busy:?}");
+        assert_eq!(world.false_alarms, 0);
+    }
+}
+
+#[test]
+fn a_power_strip_takes_six_machines_at_once() {
+    for seed in 1..=20 {
+        let mut world = World::settled(seed, ROOM, wire(0, seed % 2 == 0));
+        let gone: Vec<_> = (3..9).map(|index| world.hosts[index].boot).collect();
+        (3..9).for_each(|index| world.crash(index));
+        let all_know = |world: &World| {
+            world.nodes_on().into_iter().chain([0]).all(|i| gone.iter().all(|boot| world.buried(i, *boot)))
+        };
+        let took = world.time_until(secs(60.0), all_know);
+        assert!(took.is_some_and(|took| took <= secs(13.0)), "seed {seed}: {took:?}");
+    }
+}
+
+/// Changes of the history since `from`, as (host, state).
+fn changes(world: &World, from: usize) -> Vec<(usize, State)> {
+    let host = |change: &cid_discovery::history::Change| {
+        world.hosts.iter().position(|host| host.boot.id == change.boot.id).expect("ours")
+    };
+    world.disk[from..].iter().map(|change| (host(change), change.state)).collect()
+}
+
+#[test]
+fn a_partition_costs_the_smaller_side_two_changes_and_the_larger_none() {
+    for seed in 1..=20 {
+        let mut world = World::settled(seed, ROOM, wire(1, seed % 2 == 0));
+        let before = world.disk.len();
+        world.keep_log = true;
+        (11..=13).for_each(|index| world.hosts[index].side = 1);
+        world.run_for(secs(60.0));
+        assert!((11..=13).all(|index| !world.member(index).may_act(world.now)), "without the head nobody acts");
+        assert!((1..=10).all(|index| world.member(index).may_act(world.now)));
+        world.hosts.iter_mut().for_each(|host| host.side = 0);
+        let healed = world.time_until(secs(60.0), |world| world.wrong_pairs() == 0);
+        assert!(healed.is_some(), "seed {seed}: {}", world.describe());
+        world.run_for(secs(30.0));
+        let changes = changes(&world, before);
+        for index in 1..=ROOM {
+            let of: Vec<State> = changes.iter().filter(|(host, _)| *host == index).map(|(_, state)| *state).collect();
+            let expected: &[State] = if index > 10 { &[State::Suspect, State::Lost, State::Up] } else { &[] };
+            assert_eq!(of, expected, "seed {seed} host {index}: {changes:?}");
+        }
+        let back = world.log.iter().filter(|(_, _, event)| *event == Event::HeadBack).count();
+        assert_eq!(back, 3);
+        assert!(world.hosts.iter().all(|host| !host.went_home));
+    }
+}
+
+#[test]
+fn a_wire_that_flaps_is_at_most_two_changes() {
+    for mode in [Mode::Quiet, Mode::Busy] {
+        for seed in 1..=10 {
+            let mut world = World::settled(seed, ROOM, wire(0, seed % 2 == 0));
+            world.with(5, |member, now| member.handle_mode(now, mode));
+            world.run_for(secs(5.0));
+            let before = world.disk.len();
+            for round in 0..60 {
+                world.hosts[5].side = u8::from(round % 2 == 0);
+                world.run_for(secs(2.0));
+            }
+            world.run_for(secs(180.0));
+            let changes = changes(&world, before);
+            assert!(changes.len() <= 2 && changes.iter().all(|(host, _)| *host == 5), "seed {seed}: {changes:?}");
+            assert_eq!(world.member(0).table()[&world.hosts[5].boot.id].state, State::Up);
+        }
+    }
+}
+
+#[test]
+fn a_starved_process_and_a_lossy_wire_raise_no_alarm() {
+    for loss_percent in [0, 5, 10] {
+        let mut world = World::settled(3, ROOM, wire(loss_percent, true));
+        world.hosts[1].starved = Some(secs(2.5));
+        world.run_for(secs(4.0 * 3_600.0));
+        assert_eq!(world.false_alarms, 0, "loss {loss_percent} %");
+    }
+}
+
+#[test]
+fn a_head_that_restarts_finds_everybody_in_ten_seconds_and_the_history_whole() {
+    for (seed, multicast) in [(1, true), (2, false), (3, false)] {
+        let mut world = World::settled(seed, 50, wire(0, multicast));
+        let before = world.disk.clone();
+        world.crash(0);
+        world.run_for(secs(20.0));
+        world.start(0);
+        let found = world.time_until(secs(10.0), |world| world.wrong_pairs() == 0);
+        assert!(found.is_some(), "seed {seed}: {}", world.describe());
+        world.run_for(secs(60.0));
+        assert_eq!(world.disk, before, "nobody came or went");
+        assert!(world.hosts.iter().all(|host| !host.went_home));
+    }
+}
+
+#[test]
+fn a_reboot_beats_its_own_ghost() {
+    let mut world = World::settled(4, ROOM, wire(0, true));
+    world.start(7);
+    let took = world.time_until(secs(2.0), |world| world.wrong_pairs() == 0);
+    assert!(took.is_some(), "{}", world.describe());
+    world.run_for(secs(60.0));
+    let (boot, table) = (world.hosts[7].boot, world.member(3).table());
+    assert_eq!((table[&boot.id].boot, table[&boot.id].state), (boot, State::Up));
+    assert_eq!(world.false_alarms, 0);
+}
+
+#[test]
+fn everybody_knows_everybodys_load() {
+    let mut world = World::settled(5, ROOM, wire(5, false));
+    let mut oldest = Duration::ZERO;
+    for round in 0..300 {
+        for index in 1..=ROOM {
+            let load = LoadVector {
+                runnable_tenths: ((round / 20 + index) % 7 * 10) as u16,
+                ..LoadVector::default()
+            };
+            world.with(index, |member, now| member.handle_load(now, load));
+        }
+        world.run_for(secs(1.0));
+        if round < 60 {
+            continue;
+        }
+        for observer in 0..=ROOM {
+            for index in 1..=ROOM {
+                let book = world.member(observer).loads();
+                let (_, age) = book.load_of(world.now, world.hosts[index].boot.id).expect("known");
+                oldest = oldest.max(age);
+            }
+        }
+    }
+    println!("oldest load {oldest:?}");
+    assert!(oldest <= secs(60.0), "{oldest:?}");
+}
