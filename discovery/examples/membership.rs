@@ -15,12 +15,29 @@ const SEEDS: u64 = 10;
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let what = arguments.first().map_or("all", String::as_str);
-    let sizes: Vec<usize> = arguments.iter().skip(1).filter_map(|size| size.parse().ok()).collect();
-    let sizes = if sizes.is_empty() { vec![13, 50, 200, 1_000] } else { sizes };
-    let tables: [(&str, fn(usize)); 4] = [("idle", idle), ("detect", detect), ("join", join), ("alarms", alarms)];
-    for (name, table) in tables {
-        if what == name || what == "all" {
-            sizes.iter().for_each(|nodes| table(*nodes));
+    let sizes: Vec<usize> = arguments
+        .iter()
+        .skip(1)
+        .filter_map(|size| size.parse().ok())
+        .collect();
+    let sizes = if sizes.is_empty() {
+        vec![13, 50, 200, 1_000]
+    } else {
+        sizes
+    };
+    for &nodes in &sizes {
+        let wanted = |name: &str| what == name || what == "all";
+        if wanted("idle") {
+            idle(nodes);
+        }
+        if wanted("detect") {
+            detect(nodes);
+        }
+        if wanted("join") {
+            join(nodes);
+        }
+        if wanted("alarms") {
+            alarms(nodes);
         }
     }
 }
@@ -56,7 +73,11 @@ fn detect(nodes: usize) {
         }
         let wire = format!("crash, {nodes} nodes, loss {loss_percent} %, multicast {multicast}");
         println!("{wire}, quiet: {}", spread(quiet));
-        println!("{wire}, busy: {}; false alarms {alarms}; memberlist {:.1} s", spread(busy), memberlist_detects(nodes));
+        println!(
+            "{wire}, busy: {}; false alarms {alarms}; memberlist {:.1} s",
+            spread(busy),
+            memberlist_detects(nodes)
+        );
     }
 }
 
@@ -72,7 +93,13 @@ fn crashes(world: &mut World, mode: Mode, times: &mut Vec<Duration>) {
         let victim = 1 + world.below(nodes);
         let boot = world.hosts[victim].boot;
         world.crash(victim);
-        let known = |world: &World| world.nodes_on().into_iter().chain([0]).all(|index| world.buried(index, boot));
+        let known = |world: &World| {
+            world
+                .nodes_on()
+                .into_iter()
+                .chain([0])
+                .all(|index| world.buried(index, boot))
+        };
         times.push(world.time_until(secs(60.0), known).unwrap_or(secs(60.0)));
         world.start(victim);
         world.with(victim, |member, now| member.handle_mode(now, mode));
@@ -95,16 +122,28 @@ fn join(nodes: usize) {
             for index in 1..nodes {
                 world.start(index);
             }
-            all.push(world.time_until(secs(120.0), |world| world.wrong_pairs() == 0).unwrap_or(secs(120.0)));
+            all.push(
+                world
+                    .time_until(secs(120.0), |world| world.wrong_pairs() == 0)
+                    .unwrap_or(secs(120.0)),
+            );
             world.run_for(secs(30.0));
             for _ in 0..10 {
                 world.start(nodes);
-                times.push(world.time_until(secs(60.0), |world| world.wrong_pairs() == 0).unwrap_or(secs(60.0)));
+                times.push(
+                    world
+                        .time_until(secs(60.0), |world| world.wrong_pairs() == 0)
+                        .unwrap_or(secs(60.0)),
+                );
                 world.crash(nodes);
                 world.run_for(secs(20.0));
             }
         }
-        println!("join {nodes} loss {loss_percent} % multicast {multicast}: {}; all at once: {}", spread(times), spread(all));
+        println!(
+            "join {nodes} loss {loss_percent} % multicast {multicast}: {}; all at once: {}",
+            spread(times),
+            spread(all)
+        );
     }
 }
 
@@ -121,14 +160,20 @@ fn alarms(nodes: usize) {
             }
             let hours = 1_000.0 / nodes as f64;
             world.run_for(secs(hours * 3_600.0));
-            println!("{nodes} nodes, 1000 node-hours, loss {loss_percent} %, starved {starved}: {} false alarms", world.false_alarms);
+            println!(
+                "{nodes} nodes, 1000 node-hours, loss {loss_percent} %, starved {starved}: {} false alarms",
+                world.false_alarms
+            );
         }
     }
 }
 
 fn idle(nodes: usize) {
     let mut world = World::settled(1, nodes, Wire::default());
-    println!("{nodes} nodes, formation: {} kB per node in 40 s", world.bytes() / 1_000 / nodes as u64);
+    println!(
+        "{nodes} nodes, formation: {} kB per node in 40 s",
+        world.bytes() / 1_000 / nodes as u64
+    );
     world.run_for(secs(60.0));
     let before = world.bytes();
     let seconds = if nodes >= 1_000 { 120 } else { 600 };
@@ -145,7 +190,15 @@ fn idle(nodes: usize) {
     }
     let kbit = (world.bytes() - before) as f64 * 8.0 / f64::from(seconds) / 1_000.0;
     let mut ages: Vec<Duration> = (1..=nodes)
-        .filter_map(|node| Some(world.member(1).loads().load_of(world.now, world.hosts[node].boot.id)?.1))
+        .filter_map(|node| {
+            Some(
+                world
+                    .member(1)
+                    .loads()
+                    .load_of(world.now, world.hosts[node].boot.id)?
+                    .1,
+            )
+        })
         .collect();
     let known = ages.len();
     ages.push(Duration::ZERO);

@@ -57,7 +57,10 @@ impl State {
     ];
 
     pub(crate) fn from_byte(byte: u8) -> Option<Self> {
-        Self::ALL.iter().map(|(state, _)| *state).find(|state| *state as u8 == byte)
+        Self::ALL
+            .iter()
+            .map(|(state, _)| *state)
+            .find(|state| *state as u8 == byte)
     }
 
     /// Whether a node in this state is expected to answer its peers.

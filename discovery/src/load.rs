@@ -1,5 +1,6 @@
-//! Everybody's load, freshest first. A vector travels for a while after it changed by a step or grew old, then is
-//! silent; a book must never hold more entries than the roster may have members.
+//! Everybody's load. A vector is news after it changed by a step or grew old: each node tells the head, and the head
+//! tells each node what is new since they last spoke. Without the head news goes from mouth to mouth, freshest first.
+//! A book must never hold more entries than the roster may have members.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -61,7 +62,19 @@ pub struct LoadEntry {
 struct Known {
     vector: LoadVector,
     measured: Duration,
+    learned: Duration,
     sends: u8,
+}
+
+impl Known {
+    fn entry(&self, now: Duration, short: [u8; 6]) -> LoadEntry {
+        let age = now.saturating_sub(self.measured).as_millis() / 100;
+        LoadEntry {
+            short,
+            age_tenths: u16::try_from(age).unwrap_or(u16::MAX),
+            vector: self.vector,
+        }
+    }
 }
 
 /// What a member knows of everybody's load, its own included.
@@ -95,17 +108,30 @@ impl LoadBook {
     pub fn handle_own(&mut self, now: Duration, vector: LoadVector, members: usize) {
         let stretch = u32::try_from(members / REFRESH_MEMBERS).unwrap_or(1).max(1);
         let told = self.entries.get(&self.me);
-        if told.is_none_or(|told| vector.differs(told.vector) || now >= told.measured + REFRESH * stretch) {
-            self.insert(self.me, vector, now);
+        // Nobody's refresh falls together with everybody's.
+        let refresh = REFRESH * stretch * (896 + u32::from(self.me[5])) / 1024;
+        if told.is_none_or(|told| vector.differs(told.vector) || now >= told.measured + refresh) {
+            self.insert(now, self.me, vector, now);
         }
     }
 
-    /// The next datagram carries our own entry, news or not, if none is fresher: the head shall have it directly.
-    pub fn tell_own(&mut self) {
-        if let Some(known) = self.entries.get_mut(&self.me) {
-            known.sends = known.sends.min(SENDS - 1);
-            self.news.insert((Reverse(known.measured), self.me));
+    /// Our own entry, for the head.
+    pub fn own(&self, now: Duration) -> Option<LoadEntry> {
+        Some(self.entries.get(&self.me)?.entry(now, self.me))
+    }
+
+    /// What was learned within `window`, the freshest first, at most `most`.
+    pub fn recent(&self, now: Duration, window: Duration, most: usize) -> Vec<LoadEntry> {
+        let news = self
+            .entries
+            .iter()
+            .filter(|(_, known)| now < known.learned + window);
+        let mut recent: Vec<LoadEntry> = news.map(|(key, known)| known.entry(now, *key)).collect();
+        if recent.len() > most {
+            recent.sort_by_key(|entry| entry.age_tenths);
+            recent.truncate(most);
         }
+        recent
     }
 
     /// Entries out of a datagram; fresher ones replace what we have and become news.
@@ -118,7 +144,7 @@ impl LoadBook {
                 None => self.entries.len() < self.capacity,
             };
             if fresher && entry.age_tenths < MAX_AGE_TENTHS {
-                self.insert(entry.short, entry.vector, measured);
+                self.insert(now, entry.short, entry.vector, measured);
             }
         }
     }
@@ -136,12 +162,7 @@ impl LoadBook {
             if known.sends >= SENDS {
                 self.news.remove(&key);
             }
-            let age = now.saturating_sub(known.measured).as_millis() / 100;
-            entries.push(LoadEntry {
-                short: key.1,
-                age_tenths: u16::try_from(age).unwrap_or(u16::MAX),
-                vector: known.vector,
-            });
+            entries.push(known.entry(now, key.1));
         }
         entries
     }
@@ -160,10 +181,11 @@ impl LoadBook {
         }
     }
 
-    fn insert(&mut self, key: [u8; 6], vector: LoadVector, measured: Duration) {
+    fn insert(&mut self, now: Duration, key: [u8; 6], vector: LoadVector, measured: Duration) {
         let known = Known {
             vector,
             measured,
+            learned: now,
             sends: 0,
         };
         if let Some(old) = self.entries.insert(key, known) {
@@ -197,7 +219,10 @@ mod tests {
         book.handle_own(2 * SECOND, vector(22), 13);
         assert!(book.pick(2 * SECOND, 8).is_empty(), "two tenths are no step");
         book.handle_own(3 * SECOND, vector(60), 13);
-        assert_eq!(book.pick(3 * SECOND, 8).first().map(|e| e.vector), Some(vector(60)));
+        assert_eq!(
+            book.pick(3 * SECOND, 8).first().map(|e| e.vector),
+            Some(vector(60))
+        );
         book.handle_own(40 * SECOND, vector(60), 13);
         assert_eq!(book.pick(40 * SECOND, 8).len(), 1, "old");
     }
@@ -216,7 +241,11 @@ mod tests {
         a.handle_entries(62 * SECOND, &[entry(2, 500, 7)]);
         let (load, age) = a.load_of(62 * SECOND, NodeId([2; 16])).expect("known");
         assert_eq!((load, age), (vector(1), 12 * SECOND), "an older one is no news");
-        assert_eq!(a.load_of(62 * SECOND, NodeId([1; 16])), None, "nobody tells us our own load");
+        assert_eq!(
+            a.load_of(62 * SECOND, NodeId([1; 16])),
+            None,
+            "nobody tells us our own load"
+        );
     }
 
     #[test]

@@ -27,7 +27,9 @@ use crate::load::{LoadBook, LoadVector};
 use crate::random::Random;
 use crate::roster::{Member, Roster};
 use crate::rumors::{Origin, Rumors};
-use crate::wire::{Digest, Kind, Liveness, MAX_RUMORS, Message, Mode, Refusal, Refusals, Role, Rumor};
+use crate::wire::{
+    Digest, Kind, Liveness, MAX_LOADS, MAX_RUMORS, Message, Mode, Refusal, Refusals, Role, Rumor,
+};
 
 use probing::Probe;
 use sync::Pulling;
@@ -48,6 +50,12 @@ pub const GOSSIP_INTERVAL: Duration = Duration::from_millis(50);
 pub const GOSSIP_FAN: usize = 4;
 /// The head, which has the better wire, to so many.
 pub const HEAD_FAN: usize = 16;
+/// The head's answers carry the loads that it learned within so long: every node asks it twice in that time.
+pub const LOADS_WINDOW: Duration = Duration::from_secs(22);
+/// In at most so many datagrams.
+pub const LOADS_BURST: usize = 8;
+/// Without the head pings and answers carry so many loads.
+pub const GOSSIP_LOADS: usize = 8;
 /// Members that give a second opinion on a suspicion.
 pub const WATCHERS: usize = 3;
 /// Without a word from the head for so long a member is on its own: two contacts and their retries.
@@ -426,15 +434,20 @@ impl Membership {
         self.roster.is_watcher(member.boot.id, me, 1)
     }
 
-    fn message(&mut self, now: Duration, kind: Kind, rumors: Vec<Rumor>, to_group: bool) -> Message {
+    fn message(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) -> Message {
         let loads = match kind {
-            Kind::Ping { .. } | Kind::Ack { .. } => self.loads.pick(now, crate::wire::MAX_LOADS),
+            Kind::Ping { .. } | Kind::Ack { .. } if self.head_address().map(To::Member) == Some(to) => {
+                self.loads.own(now).into_iter().collect()
+            }
+            Kind::Ping { .. } | Kind::Ack { .. } if !self.hears_head(now) => {
+                self.loads.pick(now, GOSSIP_LOADS)
+            }
             _ => Vec::new(),
         };
         Message {
             mode: self.mode,
             role: self.config.role,
-            to_group,
+            to_group: to == To::Group,
             history: match &self.records {
                 Records::Head(chronicle) => chronicle.digest(),
                 Records::Node(replica) => replica.digest(),
@@ -446,8 +459,21 @@ impl Membership {
         }
     }
 
+    /// The head's answer to a ping brings what it learned of loads since that node last asked.
+    fn send_loads(&mut self, now: Duration, to: To) {
+        let recent = self.loads.recent(now, LOADS_WINDOW, LOADS_BURST * MAX_LOADS);
+        for loads in recent.chunks(MAX_LOADS) {
+            let mut message = self.message(now, to, Kind::Gossip, Vec::new());
+            message.loads = loads.to_vec();
+            self.outputs.push_back(Output::Transmit {
+                to,
+                body: message.encode(),
+            });
+        }
+    }
+
     fn send(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) {
-        let message = self.message(now, kind, rumors, to == To::Group);
+        let message = self.message(now, to, kind, rumors);
         self.outputs.push_back(Output::Transmit {
             to,
             body: message.encode(),
@@ -486,7 +512,11 @@ impl Membership {
                 break;
             }
             let alive = |member: &Member| member.liveness == Liveness::Alive;
-            let Some(address) = self.roster.choose(&mut self.random, alive).map(|peer| peer.address) else {
+            let Some(address) = self
+                .roster
+                .choose(&mut self.random, alive)
+                .map(|peer| peer.address)
+            else {
                 break;
             };
             self.nudges = self.nudges.saturating_sub(1);
@@ -509,7 +539,11 @@ impl Membership {
         self.timers.hellos += 1;
         let early = Duration::from_millis(125 << self.timers.hellos.min(8));
         let alone = !self.synced;
-        let pause = if alone { early.min(HELLO_INTERVAL) } else { HELLO_INTERVAL };
+        let pause = if alone {
+            early.min(HELLO_INTERVAL)
+        } else {
+            HELLO_INTERVAL
+        };
         self.timers.hello = now + self.random.around(pause);
         if self.leaving {
             return;

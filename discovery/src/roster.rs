@@ -135,9 +135,28 @@ impl Roster {
 
     /// Members of one part, the dead included.
     pub fn in_bucket(&self, wanted: usize) -> impl Iterator<Item = &Member> {
-        let first = NodeId([(wanted * 256 / BUCKETS) as u8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        let first = NodeId([
+            (wanted * 256 / BUCKETS) as u8,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+            0,
+        ]);
         let range = self.members.range(first..);
-        range.map(|(_, member)| member).take_while(move |member| bucket(member.boot.id) == wanted)
+        range
+            .map(|(_, member)| member)
+            .take_while(move |member| bucket(member.boot.id) == wanted)
     }
 
     /// Applies a rumour, or a first-hand finding in its form.
@@ -199,7 +218,11 @@ impl Roster {
             {
                 member.refutation = rumor.refutation;
                 self.set(now, rumor, rumor.liveness);
-                if rumor.liveness == Liveness::Dead { Effect::Died } else { Effect::Left }
+                if rumor.liveness == Liveness::Dead {
+                    Effect::Died
+                } else {
+                    Effect::Left
+                }
             }
             // A head's word makes a death that was declared without it official.
             (Liveness::Dead, Liveness::Dead) if member.headless && !rumor.headless => {
@@ -216,7 +239,12 @@ impl Roster {
         let old = |member: &&Member| {
             !member.is_present() && (now >= member.since + REMEMBER_DEAD || headless && member.headless)
         };
-        let ids: Vec<NodeId> = self.members.values().filter(old).map(|member| member.boot.id).collect();
+        let ids: Vec<NodeId> = self
+            .members
+            .values()
+            .filter(old)
+            .map(|member| member.boot.id)
+            .collect();
         for id in &ids {
             self.members.remove(id);
         }
@@ -227,9 +255,10 @@ impl Roster {
     pub fn watched_by(&self, me: NodeId) -> Option<&Member> {
         let after = self.members.range((Bound::Excluded(me), Bound::Unbounded));
         let wrapped = self.members.range(..me);
-        after.chain(wrapped).map(|(_, member)| member).find(|member| {
-            member.role == Role::Node && member.liveness == Liveness::Alive
-        })
+        after
+            .chain(wrapped)
+            .map(|(_, member)| member)
+            .find(|member| member.role == Role::Node && member.liveness == Liveness::Alive)
     }
 
     /// Whether `me` is one of the `most` members before `id` on the ring: those that give a second opinion about it.
@@ -237,7 +266,11 @@ impl Roster {
         let before = self.members.range(..id).rev();
         let wrapped = self.members.range((Bound::Excluded(id), Bound::Unbounded)).rev();
         let alive = |member: &&Member| member.role == Role::Node && member.liveness == Liveness::Alive;
-        let last = before.chain(wrapped).map(|(_, member)| member).filter(alive).nth(most - 1);
+        let last = before
+            .chain(wrapped)
+            .map(|(_, member)| member)
+            .filter(alive)
+            .nth(most - 1);
         // We are among them when we stand between the last of them and `id`, going forward.
         last.is_none_or(|last| between(last.boot.id, me, id))
     }

@@ -64,7 +64,12 @@ impl Rumors {
     /// Up to `most` rumours, which count as passed on once more; those passed on `limit` times are dropped, a death
     /// after [`DEATH_MORE`] times more.
     pub fn pick(&mut self, most: usize, limit: u32) -> Vec<Rumor> {
-        let places: Vec<_> = self.order.iter().take(most).map(|(place, key)| (*place, *key)).collect();
+        let places: Vec<_> = self
+            .order
+            .iter()
+            .take(most)
+            .map(|(place, key)| (*place, *key))
+            .collect();
         let mut picked = Vec::with_capacity(places.len());
         for ((sent, stamp), key) in places {
             let Some((rumor, place)) = self.entries.get_mut(&key) else {
@@ -73,7 +78,11 @@ impl Rumors {
             picked.push(rumor.clone());
             self.order.remove(&(sent, stamp));
             *place = (sent + 1, stamp);
-            let more = if rumor.liveness == Liveness::Dead { DEATH_MORE } else { 0 };
+            let more = if rumor.liveness == Liveness::Dead {
+                DEATH_MORE
+            } else {
+                0
+            };
             if sent + 1 < limit + more {
                 self.order.insert((sent + 1, stamp), key);
             } else {
@@ -89,7 +98,9 @@ impl Rumors {
         for key in &keys {
             self.urgent.remove(key);
         }
-        keys.iter().filter_map(|key| Some(self.entries.get(key)?.0.clone())).collect()
+        keys.iter()
+            .filter_map(|key| Some(self.entries.get(key)?.0.clone()))
+            .collect()
     }
 
     fn remove(&mut self, key: Key) {

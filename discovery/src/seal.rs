@@ -130,7 +130,10 @@ impl Sealer {
             msg: body,
             aad: &datagram,
         };
-        let sealed = self.cipher.encrypt(&nonce(sequence), payload).map_err(|_| Unsealable::TooLong)?;
+        let sealed = self
+            .cipher
+            .encrypt(&nonce(sequence), payload)
+            .map_err(|_| Unsealable::TooLong)?;
         datagram.extend_from_slice(&sealed);
         Ok(datagram)
     }
@@ -138,7 +141,11 @@ impl Sealer {
 
 impl fmt::Debug for Sealer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Sealer {{ me: {}, epoch: {}, sequence: {} }}", self.me, self.epoch, self.sequence)
+        write!(
+            f,
+            "Sealer {{ me: {}, epoch: {}, sequence: {} }}",
+            self.me, self.epoch, self.sequence
+        )
     }
 }
 
@@ -250,7 +257,9 @@ impl Opener {
     /// A newer key: the current one opens for [`OLD_KEY`] more, the one before it no longer. `revoked`: some member
     /// was excluded, so the current one ends now.
     pub fn handle_key(&mut self, now: Duration, key: GroupKey, revoked: bool) {
-        let Some((current, until)) = self.keys.first_mut() else { return };
+        let Some((current, until)) = self.keys.first_mut() else {
+            return;
+        };
         if key.epoch <= current.epoch {
             return;
         }
@@ -275,7 +284,10 @@ impl Opener {
 
     /// Every reason's name with its count, zero included.
     pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Unopened::ALL.iter().map(|(_, name)| *name).zip(self.drops.iter().copied())
+        Unopened::ALL
+            .iter()
+            .map(|(_, name)| *name)
+            .zip(self.drops.iter().copied())
     }
 
     fn try_open(&mut self, now: Duration, datagram: &[u8]) -> Result<(Boot, Vec<u8>), Unopened> {
@@ -313,13 +325,22 @@ impl Opener {
             }
         }
         let same = known.filter(|sender| (sender.incarnation, sender.epoch) == (boot.incarnation, epoch));
-        let fresh = if same.is_none() { Some(key.cipher(boot)) } else { None };
-        let cipher = same.map(|sender| &sender.cipher).or(fresh.as_ref()).ok_or(Unopened::Epoch)?;
+        let fresh = if same.is_none() {
+            Some(key.cipher(boot))
+        } else {
+            None
+        };
+        let cipher = same
+            .map(|sender| &sender.cipher)
+            .or(fresh.as_ref())
+            .ok_or(Unopened::Epoch)?;
         let payload = Payload {
             msg: sealed,
             aad: header,
         };
-        let body = cipher.decrypt(&nonce(sequence), payload).map_err(|_| Unopened::Forged)?;
+        let body = cipher
+            .decrypt(&nonce(sequence), payload)
+            .map_err(|_| Unopened::Forged)?;
 
         // From here on the sender is a member.
         if known.is_none() && self.senders.len() >= self.capacity {
@@ -350,7 +371,12 @@ impl Opener {
 
 impl fmt::Debug for Opener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Opener {{ keys: {:?}, senders: {} }}", self.keys, self.senders.len())
+        write!(
+            f,
+            "Opener {{ keys: {:?}, senders: {} }}",
+            self.keys,
+            self.senders.len()
+        )
     }
 }
 

@@ -18,8 +18,8 @@ mod tests;
 
 use alloc::string::String;
 use alloc::vec::Vec;
-use core::net::SocketAddrV4;
 use core::fmt;
+use core::net::SocketAddrV4;
 
 use crate::history::Change;
 use crate::identity::{Boot, NodeId};
@@ -34,7 +34,7 @@ pub const MAX_BODY: usize = 1_400 - crate::seal::OVERHEAD;
 /// Most rumours in a datagram: 33 bytes each leave room for the fixed fields.
 pub const MAX_RUMORS: usize = 36;
 /// Most load entries in a datagram.
-pub const MAX_LOADS: usize = 8;
+pub const MAX_LOADS: usize = 70;
 /// Hashes in a [`Kind::Compare`].
 pub const BUCKETS: usize = 32;
 /// Longest text in a change (name or reason), in bytes.
@@ -297,7 +297,10 @@ impl Refusals {
 
     /// Every reason's name with its count, zero included.
     pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        Refusal::ALL.iter().map(|(_, name)| *name).zip(self.0.iter().copied())
+        Refusal::ALL
+            .iter()
+            .map(|(_, name)| *name)
+            .zip(self.0.iter().copied())
     }
 
     /// How often this one occurred.

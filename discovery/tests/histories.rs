@@ -32,7 +32,11 @@ impl Life {
         world.bail_out = BAIL_OUT;
         world.forgetful = forgetful;
         let cut = vec![None; world.hosts.len()];
-        Self { world, cut, checks: 0 }
+        Self {
+            world,
+            cut,
+            checks: 0,
+        }
     }
 
     /// Lets `span` pass, checking after each event.
@@ -56,25 +60,37 @@ impl Life {
 
     fn check(&mut self, index: usize) -> Result<(), String> {
         let world = &self.world;
-        let Some(member) = &world.hosts[index].member else { return Ok(()) };
+        let Some(member) = &world.hosts[index].member else {
+            return Ok(());
+        };
         self.checks += 1;
         if let Records::Node(replica) = member.records() {
             let length = replica.digest().length as usize;
             match world.chains.get(length) {
-                None => return Err(format!("host {index} has {length} changes, the head committed fewer")),
+                None => {
+                    return Err(format!(
+                        "host {index} has {length} changes, the head committed fewer"
+                    ));
+                }
                 Some(chain) if *chain != replica.chain() => {
                     return Err(format!("host {index} has another history at length {length}"));
                 }
                 Some(_) => {}
             }
         }
-        let Some(since) = self.cut[index].filter(|_| index != 0) else { return Ok(()) };
+        let Some(since) = self.cut[index].filter(|_| index != 0) else {
+            return Ok(());
+        };
         let without = world.now.saturating_sub(since);
         if without > HEAD_LEASE + ECHO && member.may_act(world.now) {
-            return Err(format!("host {index} acts {without:?} after the head's last word"));
+            return Err(format!(
+                "host {index} acts {without:?} after the head's last word"
+            ));
         }
         if without > BAIL_OUT + ECHO {
-            return Err(format!("host {index} is still here {without:?} after the head's last word"));
+            return Err(format!(
+                "host {index} is still here {without:?} after the head's last word"
+            ));
         }
         Ok(())
     }
@@ -140,7 +156,10 @@ impl Life {
         let world = &self.world;
         let wrong = world.wrong_pairs();
         if wrong > 0 {
-            return Err(format!("{wrong} pairs disagree after 150 s of peace: {}", world.describe()));
+            return Err(format!(
+                "{wrong} pairs disagree after 150 s of peace: {}",
+                world.describe()
+            ));
         }
         let head = world.member(0);
         for index in 1..world.hosts.len() {
@@ -154,7 +173,10 @@ impl Life {
             };
             let left = official.is_some_and(|last| last.boot == boot && last.state == State::GoingHome);
             if !left && official.is_none_or(|last| last.boot != boot || last.state != State::Up) {
-                return Err(format!("host {index} is {boot} and up, and {official:?}; {}", world.describe()));
+                return Err(format!(
+                    "host {index} is {boot} and up, and {official:?}; {}",
+                    world.describe()
+                ));
             }
             if member.table() != head.table() {
                 return Err(format!("host {index} has another table than the head"));
@@ -189,7 +211,10 @@ fn live(seed: u64, forgetful: bool) -> Result<u64, String> {
 
 #[test]
 fn every_life_keeps_one_history_and_ends_in_agreement() {
-    let lives: u64 = std::env::var("CID_HISTORIES").ok().and_then(|lives| lives.parse().ok()).unwrap_or(400);
+    let lives: u64 = std::env::var("CID_HISTORIES")
+        .ok()
+        .and_then(|lives| lives.parse().ok())
+        .unwrap_or(400);
     let mut checks = 0;
     for seed in ONCE_FAILED.iter().copied().chain(1..=lives) {
         match live(seed, false) {
@@ -206,5 +231,8 @@ fn a_head_that_forgets_what_it_told_is_found_out() {
     let found = (1..=200).find_map(|seed| Some((seed, live(seed, true).err()?)));
     let (seed, violation) = found.expect("a planted bug is found");
     println!("seed {seed}: {violation}");
-    assert!(violation.contains("history") || violation.contains("committed"), "{violation}");
+    assert!(
+        violation.contains("history") || violation.contains("committed"),
+        "{violation}"
+    );
 }

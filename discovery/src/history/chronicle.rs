@@ -100,7 +100,14 @@ impl Chronicle {
 
     /// Decides a change; it is known when it was persisted. A later boot replaces an earlier one, never the other
     /// way round.
-    pub fn record(&mut self, now: Duration, boot: Boot, state: State, name: &str, reason: &str) -> Result<(), Stale> {
+    pub fn record(
+        &mut self,
+        now: Duration,
+        boot: Boot,
+        state: State,
+        name: &str,
+        reason: &str,
+    ) -> Result<(), Stale> {
         let (name, reason) = (clean(name), clean(reason));
         if let Some(last) = self.table.get(&boot.id) {
             if boot.incarnation < last.boot.incarnation {
@@ -130,7 +137,9 @@ impl Chronicle {
 
     /// What the head's own membership says of a node. Only nodes that the history holds as present change by it.
     pub fn handle_liveness(&mut self, now: Duration, boot: Boot, liveness: Liveness) {
-        let Some(last) = self.table.get(&boot.id) else { return };
+        let Some(last) = self.table.get(&boot.id) else {
+            return;
+        };
         if last.boot != boot {
             return;
         }
@@ -143,7 +152,10 @@ impl Chronicle {
 
     /// When [`Self::handle_deadline`] has something to do.
     pub fn next_deadline(&self, now: Duration) -> Option<Duration> {
-        self.unsettled.iter().filter_map(|id| Some(self.due(now, *id)?.0)).min()
+        self.unsettled
+            .iter()
+            .filter_map(|id| Some(self.due(now, *id)?.0))
+            .min()
     }
 
     /// Records what silence, or its end, has made true by now.
@@ -235,8 +247,12 @@ impl Chronicle {
             return;
         }
         // The snapshot moves to where the older half of the tail ends, and that half is dropped.
-        let mut table: BTreeMap<NodeId, Change> =
-            self.snapshot.changes.drain(..).map(|change| (change.boot.id, change)).collect();
+        let mut table: BTreeMap<NodeId, Change> = self
+            .snapshot
+            .changes
+            .drain(..)
+            .map(|change| (change.boot.id, change))
+            .collect();
         let mut chain = self.snapshot.chain;
         for change in self.tail.drain(..SNAPSHOT_EVERY) {
             chain = link(chain, &change);

@@ -58,7 +58,8 @@ impl Pulse {
     /// Flaps that are not forgiven.
     pub fn flaps(&self, now: Duration) -> u32 {
         let forgiven = now.saturating_sub(self.flapped).as_secs() / FORGIVE.as_secs();
-        self.flaps.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+        self.flaps
+            .saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
     }
 
     /// The state to be shown next and when, given the one that is shown; `None` while they agree.
@@ -75,7 +76,11 @@ impl Pulse {
                 "silent after flapping",
             )),
             (Liveness::Suspect | Liveness::Dead, State::Joining | State::Up | State::Draining) => {
-                let why = if flapping { "comes and goes" } else { "does not answer its peers" };
+                let why = if flapping {
+                    "comes and goes"
+                } else {
+                    "does not answer its peers"
+                };
                 Some((self.away_since + SUSPECT_SHOWN_AFTER, State::Suspect, why))
             }
             (Liveness::Alive, State::Suspect | State::Lost) => {

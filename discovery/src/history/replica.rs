@@ -81,7 +81,10 @@ impl Replica {
             return Err(Refusal::History);
         }
         let before = self.digest.length;
-        for change in changes.into_iter().skip(usize::try_from(skip).unwrap_or(usize::MAX)) {
+        for change in changes
+            .into_iter()
+            .skip(usize::try_from(skip).unwrap_or(usize::MAX))
+        {
             self.chain = link(self.chain, &change);
             self.digest.length += 1;
             self.table.insert(change.boot.id, change.clone());
@@ -124,7 +127,11 @@ impl Replica {
         }
         let parts = core::mem::take(&mut assembly.parts);
         self.assembly = None;
-        self.table = parts.into_values().flatten().map(|change| (change.boot.id, change)).collect();
+        self.table = parts
+            .into_values()
+            .flatten()
+            .map(|change| (change.boot.id, change))
+            .collect();
         self.tail.clear();
         self.digest.length = at;
         self.chain = chain;

@@ -30,7 +30,15 @@ fn commit(chronicle: &mut Chronicle) -> Vec<Change> {
 fn chronicle_of(changes: u16) -> Chronicle {
     let mut chronicle = Chronicle::new(7, SECOND, 1_795_000_000_000);
     for id in 0..changes {
-        chronicle.record(SECOND, boot(id % 100, u64::from(id)), State::Up, "lab", "welcomed").expect("news");
+        chronicle
+            .record(
+                SECOND,
+                boot(id % 100, u64::from(id)),
+                State::Up,
+                "lab",
+                "welcomed",
+            )
+            .expect("news");
     }
     commit(&mut chronicle);
     chronicle
@@ -39,36 +47,58 @@ fn chronicle_of(changes: u16) -> Chronicle {
 #[test]
 fn nothing_unwritten_is_known() {
     let mut chronicle = Chronicle::new(7, SECOND, 1_795_000_000_000);
-    chronicle.record(3 * SECOND, boot(1, 1), State::Joining, "lab-a01", "said hello").expect("news");
+    chronicle
+        .record(3 * SECOND, boot(1, 1), State::Joining, "lab-a01", "said hello")
+        .expect("news");
     assert_eq!(chronicle.digest().length, 0);
     let change = chronicle.poll_persist().expect("to disk");
-    assert_eq!((change.at_unix_ms, change.state.to_string().as_str()), (1_795_000_002_000, "joining"));
+    assert_eq!(
+        (change.at_unix_ms, change.state.to_string().as_str()),
+        (1_795_000_002_000, "joining")
+    );
     assert_eq!(chronicle.poll_persist(), None);
     assert_eq!(chronicle.tail(0), Some(Vec::new()));
     chronicle.handle_persisted();
-    assert_eq!((chronicle.digest().length, chronicle.tail(0)), (1, Some(alloc::vec![change])));
+    assert_eq!(
+        (chronicle.digest().length, chronicle.tail(0)),
+        (1, Some(alloc::vec![change]))
+    );
 }
 
 #[test]
 fn a_ghost_writes_no_history() {
     let mut chronicle = Chronicle::new(7, SECOND, 0);
-    chronicle.record(SECOND, boot(1, 2), State::Up, "a", "").expect("news");
-    assert_eq!(chronicle.record(SECOND, boot(1, 1), State::GoingHome, "a", ""), Err(Stale::Ghost));
-    assert_eq!(chronicle.record(SECOND, boot(1, 2), State::Up, "a", ""), Err(Stale::Same));
+    chronicle
+        .record(SECOND, boot(1, 2), State::Up, "a", "")
+        .expect("news");
+    assert_eq!(
+        chronicle.record(SECOND, boot(1, 1), State::GoingHome, "a", ""),
+        Err(Stale::Ghost)
+    );
+    assert_eq!(
+        chronicle.record(SECOND, boot(1, 2), State::Up, "a", ""),
+        Err(Stale::Same)
+    );
 }
 
 #[test]
 fn a_replica_follows_by_tail_and_by_snapshot_to_the_same_chain() {
     let chronicle = chronicle_of(1_500);
     let digest = chronicle.digest();
-    assert_eq!((chronicle.tail(0), digest.length), (None, 1_500), "the beginning is in the snapshot only");
+    assert_eq!(
+        (chronicle.tail(0), digest.length),
+        (None, 1_500),
+        "the beginning is in the snapshot only"
+    );
     let mut replica = Replica::default();
     replica.handle_epoch(7, true);
     let (at, chain, parts) = chronicle.snapshot();
     assert!(at > 0 && parts > 1);
     for part in (0..parts).rev() {
         let changes = chronicle.part(part).expect("a part").to_vec();
-        let done = replica.handle_part((7, at, chain), (part, parts), changes).expect("taken");
+        let done = replica
+            .handle_part((7, at, chain), (part, parts), changes)
+            .expect("taken");
         assert_eq!(done, part == 0);
     }
     while replica.digest().length < digest.length {
@@ -76,7 +106,10 @@ fn a_replica_follows_by_tail_and_by_snapshot_to_the_same_chain() {
         let changes = chronicle.tail(first).expect("kept");
         assert_eq!(replica.handle_tail(7, first, changes), Ok(true));
     }
-    assert_eq!((replica.chain(), replica.table()), (chronicle.chain(), chronicle.table()));
+    assert_eq!(
+        (replica.chain(), replica.table()),
+        (chronicle.chain(), chronicle.table())
+    );
 }
 
 #[test]
@@ -89,7 +122,11 @@ fn a_replica_takes_no_gap_and_nothing_twice() {
     let all = chronicle.tail(0).expect("kept");
     assert_eq!(replica.handle_tail(7, 0, all.clone()), Ok(true));
     assert_eq!(replica.handle_tail(7, 0, all), Ok(false));
-    assert_eq!(replica.handle_tail(8, 20, late), Err(Refusal::History), "another epoch");
+    assert_eq!(
+        replica.handle_tail(8, 20, late),
+        Err(Refusal::History),
+        "another epoch"
+    );
     assert_eq!(replica.chain(), chronicle.chain());
     replica.handle_epoch(8, false);
     assert_eq!(replica.digest().epoch, 7, "only the head begins another history");
@@ -108,7 +145,10 @@ fn a_restarted_head_gives_everybody_time_to_be_heard() {
     let at = chronicle.next_deadline(11 * SECOND).expect("two are silent");
     assert_eq!(at, 10 * SECOND + RESTART_GRACE);
     chronicle.handle_deadline(at);
-    let lost: Vec<_> = commit(&mut chronicle).iter().map(|change| (change.boot, change.state)).collect();
+    let lost: Vec<_> = commit(&mut chronicle)
+        .iter()
+        .map(|change| (change.boot, change.state))
+        .collect();
     assert_eq!(lost, [(boot(0, 0), State::Lost), (boot(2, 2), State::Lost)]);
 }
 
@@ -125,7 +165,11 @@ fn shown(script: &[(f64, Liveness)], end: u64) -> Vec<(f64, State)> {
             next = script.next();
         }
         chronicle.handle_deadline(now);
-        shown.extend(commit(&mut chronicle).iter().map(|change| (now.as_secs_f64(), change.state)));
+        shown.extend(
+            commit(&mut chronicle)
+                .iter()
+                .map(|change| (now.as_secs_f64(), change.state)),
+        );
     }
     shown
 }

@@ -32,10 +32,7 @@ pub(super) enum Purpose {
     /// A member taken for dead, which may want to know.
     Courtesy,
     /// Somebody else's question.
-    Favour {
-        asker: SocketAddrV4,
-        probe: u32,
-    },
+    Favour { asker: SocketAddrV4, probe: u32 },
 }
 
 #[derive(Debug)]
@@ -81,7 +78,9 @@ fn doubt_lasts(mode: Mode, voters: usize) -> Duration {
 impl Membership {
     /// Lifeguard's observation on ourselves: who is called late cannot say that others are.
     pub(super) fn handle_lateness(&mut self, now: Duration) {
-        let Some(due) = self.next_deadline(now) else { return };
+        let Some(due) = self.next_deadline(now) else {
+            return;
+        };
         let late = now.saturating_sub(due);
         if late < LATE {
             return;
@@ -91,7 +90,11 @@ impl Membership {
             probe.next = probe.next.max(now + probe.patience);
         }
         for id in &self.suspects {
-            if let Some(doubt) = self.roster.member_mut(*id).and_then(|member| member.doubt.as_mut()) {
+            if let Some(doubt) = self
+                .roster
+                .member_mut(*id)
+                .and_then(|member| member.doubt.as_mut())
+            {
                 doubt.since += late;
             }
         }
@@ -126,7 +129,11 @@ impl Membership {
     pub(super) fn contact(&mut self, now: Duration) {
         self.timers.contacts = self.timers.contacts.wrapping_add(1);
         let silent = now >= self.head_heard + 2 * CONTACT_INTERVAL + RETRY_HEAD;
-        let pause = if silent && !self.is_head() { RETRY_HEAD } else { CONTACT_INTERVAL };
+        let pause = if silent && !self.is_head() {
+            RETRY_HEAD
+        } else {
+            CONTACT_INTERVAL
+        };
         self.timers.contact = now + self.random.around(pause);
         self.roster.forget_dead(now, false);
         if !self.is_head() && (silent || self.timers.contacts.is_multiple_of(2)) {
@@ -142,22 +149,30 @@ impl Membership {
             return;
         }
         let dead = match self.timers.contacts % 4 {
-            1 => self.roster.choose_dead(&mut self.random).map(|member| member.boot.id),
+            1 => self
+                .roster
+                .choose_dead(&mut self.random)
+                .map(|member| member.boot.id),
             _ => None,
         };
-        let alive = |member: &crate::roster::Member| {
-            member.liveness == Liveness::Alive && member.role == Role::Node
-        };
+        let alive =
+            |member: &crate::roster::Member| member.liveness == Liveness::Alive && member.role == Role::Node;
         if let Some(dead) = dead {
             self.probe(now, dead, Purpose::Courtesy);
-        } else if let Some(id) = self.roster.choose(&mut self.random, alive).map(|member| member.boot.id) {
+        } else if let Some(id) = self
+            .roster
+            .choose(&mut self.random, alive)
+            .map(|member| member.boot.id)
+        {
             self.probe(now, id, Purpose::Judge);
         }
     }
 
     /// Asks the head whether it is there; our load goes with the question.
     pub(super) fn ask_head(&mut self, now: Duration) {
-        let Some((id, address)) = self.config.head else { return };
+        let Some((id, address)) = self.config.head else {
+            return;
+        };
         if self.roster.member(id).is_some() {
             self.probe(now, id, Purpose::Head);
         } else {
@@ -172,7 +187,9 @@ impl Membership {
 
     /// Begins a probe, unless one of that member for the same purpose is under way.
     pub(super) fn probe(&mut self, now: Duration, id: NodeId, purpose: Purpose) {
-        let Some(member) = self.roster.member(id) else { return };
+        let Some(member) = self.roster.member(id) else {
+            return;
+        };
         let same = |probe: &Probe| probe.target == member.boot && probe.purpose == purpose;
         if self.probes.len() >= MAX_PROBES || self.probes.values().any(same) {
             return;
@@ -182,8 +199,17 @@ impl Membership {
     }
 
     /// Somebody asks us to ask.
-    pub(super) fn favour(&mut self, now: Duration, target: Boot, address: SocketAddrV4, purpose: Purpose) -> bool {
-        let mode = self.roster.member(target.id).map_or(Mode::Quiet, |member| member.mode);
+    pub(super) fn favour(
+        &mut self,
+        now: Duration,
+        target: Boot,
+        address: SocketAddrV4,
+        purpose: Purpose,
+    ) -> bool {
+        let mode = self
+            .roster
+            .member(target.id)
+            .map_or(Mode::Quiet, |member| member.mode);
         let room = self.probes.len() < MAX_PROBES;
         if room {
             // The asker waits for two of its patiences; the answer, either way, must be there before.
@@ -192,7 +218,14 @@ impl Membership {
         room
     }
 
-    fn begin(&mut self, now: Duration, target: Boot, address: SocketAddrV4, purpose: Purpose, patience: Duration) {
+    fn begin(
+        &mut self,
+        now: Duration,
+        target: Boot,
+        address: SocketAddrV4,
+        purpose: Purpose,
+        patience: Duration,
+    ) {
         self.probe_number = self.probe_number.wrapping_add(1);
         let probe = Probe {
             target,
@@ -210,8 +243,12 @@ impl Membership {
 
     /// Probes whose patience has ended.
     pub(super) fn handle_probes(&mut self, now: Duration) {
-        let due: Vec<u32> =
-            self.probes.iter().filter(|(_, probe)| now >= probe.next).map(|(number, _)| *number).collect();
+        let due: Vec<u32> = self
+            .probes
+            .iter()
+            .filter(|(_, probe)| now >= probe.next)
+            .map(|(number, _)| *number)
+            .collect();
         for number in due {
             self.advance(now, number);
         }
@@ -219,8 +256,14 @@ impl Membership {
 
     /// The next ping of a probe, or its end.
     fn advance(&mut self, now: Duration, number: u32) {
-        let Some(probe) = self.probes.get_mut(&number) else { return };
-        let tries = if matches!(probe.purpose, Purpose::Favour { .. } | Purpose::Courtesy) { 2 } else { TRIES };
+        let Some(probe) = self.probes.get_mut(&number) else {
+            return;
+        };
+        let tries = if matches!(probe.purpose, Purpose::Favour { .. } | Purpose::Courtesy) {
+            2
+        } else {
+            TRIES
+        };
         if probe.tries >= tries {
             if let Some(probe) = self.probes.remove(&number) {
                 self.unanswered(now, &probe);
@@ -233,13 +276,13 @@ impl Membership {
         // The helpers ask in turn: that takes them twice as long.
         probe.next = now + if ask { 2 * probe.patience } else { probe.patience };
         // Who is doubted must hear of it, to be able to contradict.
-        let doubted = self.roster.member(target.id).filter(|member| member.liveness != Liveness::Alive);
+        let doubted = self
+            .roster
+            .member(target.id)
+            .filter(|member| member.liveness != Liveness::Alive);
         let mut rumors: Vec<Rumor> = doubted.map(|member| member.as_rumor()).into_iter().collect();
         let limit = self.rumor_limit();
         rumors.extend(self.rumors.pick(6, limit));
-        if purpose == Purpose::Head {
-            self.loads.tell_own();
-        }
         self.send(now, To::Member(address), Kind::Ping { probe: number }, rumors);
         if ask {
             self.ask_helpers(now, number, target, address);
@@ -302,7 +345,11 @@ impl Membership {
 
     /// We reached a suspect: we do not doubt it. Whether others do is for it to settle; it was told.
     pub(super) fn withdraw(&mut self, now: Duration, id: NodeId) {
-        if let Some(doubt) = self.roster.member_mut(id).and_then(|member| member.doubt.as_mut()) {
+        if let Some(doubt) = self
+            .roster
+            .member_mut(id)
+            .and_then(|member| member.doubt.as_mut())
+        {
             doubt.mine = false;
             doubt.since = now;
         }
@@ -311,7 +358,10 @@ impl Membership {
     fn unanswered(&mut self, now: Duration, probe: &Probe) {
         match probe.purpose {
             Purpose::Favour { asker, probe } => {
-                let kind = Kind::Answer { probe, reached: false };
+                let kind = Kind::Answer {
+                    probe,
+                    reached: false,
+                };
                 self.send(now, To::Member(asker), kind, Vec::new());
             }
             Purpose::Head | Purpose::Courtesy => {}
@@ -327,7 +377,9 @@ impl Membership {
 
     /// We asked in vain: say so, go on asking, and look at the node behind it.
     fn doubt(&mut self, now: Duration, target: Boot) {
-        let Some(member) = self.roster.member(target.id) else { return };
+        let Some(member) = self.roster.member(target.id) else {
+            return;
+        };
         if member.boot != target || !member.is_present() {
             return;
         }
@@ -339,7 +391,11 @@ impl Membership {
             self.ask_head(now);
         }
         self.take(now, rumor, Origin::Mine);
-        if let Some(doubt) = self.roster.member_mut(target.id).and_then(|member| member.doubt.as_mut()) {
+        if let Some(doubt) = self
+            .roster
+            .member_mut(target.id)
+            .and_then(|member| member.doubt.as_mut())
+        {
             doubt.mine = true;
         }
         self.probe(now, target.id, Purpose::Judge);
@@ -363,7 +419,9 @@ impl Membership {
             if self.doubt_ends(id).is_none_or(|end| now < end) {
                 continue;
             }
-            let Some(member) = self.roster.member(id) else { continue };
+            let Some(member) = self.roster.member(id) else {
+                continue;
+            };
             let Some(doubt) = &member.doubt else { continue };
             if !doubt.mine {
                 self.probe(now, id, Purpose::Judge);
@@ -399,7 +457,10 @@ impl Membership {
             Effect::Died => Event::Lost(boot),
             Effect::Left => Event::Left(boot),
         };
-        let liveness = self.roster.member(boot.id).map_or(Liveness::Dead, |member| member.liveness);
+        let liveness = self
+            .roster
+            .member(boot.id)
+            .map_or(Liveness::Dead, |member| member.liveness);
         self.suspects.remove(&boot.id);
         if liveness == Liveness::Suspect {
             self.suspects.insert(boot.id);

@@ -30,7 +30,13 @@ impl Membership {
         result.inspect_err(|reason| self.refuse(*reason))
     }
 
-    fn receive(&mut self, now: Duration, from: Boot, source: SocketAddrV4, message: Message) -> Result<(), Refusal> {
+    fn receive(
+        &mut self,
+        now: Duration,
+        from: Boot,
+        source: SocketAddrV4,
+        message: Message,
+    ) -> Result<(), Refusal> {
         if from.id == self.config.me.id {
             if from.incarnation > self.config.me.incarnation {
                 self.event(Event::Superseded);
@@ -56,6 +62,9 @@ impl Membership {
                 let limit = self.rumor_limit();
                 let rumors = self.rumors.pick(6, limit);
                 self.send(now, reply_to, Kind::Ack { probe }, rumors);
+                if matches!(self.records, Records::Head(_)) {
+                    self.send_loads(now, reply_to);
+                }
             }
             Kind::Ack { probe } => {
                 if !self.answered(now, probe, Some(from), true) {
@@ -87,7 +96,13 @@ impl Membership {
     }
 
     /// A member speaks: that alone says that this boot of it is there. `Ok` says whether it is new to us.
-    fn hear(&mut self, now: Duration, from: Boot, source: SocketAddrV4, message: &Message) -> Result<bool, Refusal> {
+    fn hear(
+        &mut self,
+        now: Duration,
+        from: Boot,
+        source: SocketAddrV4,
+        message: &Message,
+    ) -> Result<bool, Refusal> {
         let known = self.roster.member(from.id).map(|member| member.boot);
         if known.is_some_and(|known| known.incarnation > from.incarnation) {
             return Err(Refusal::Ghost);
@@ -129,12 +144,21 @@ impl Membership {
             }
         }
         if let Some(rumor) = tell {
-            if let Some(doubt) = self.roster.member_mut(from.id).and_then(|member| member.doubt.as_mut()) {
+            if let Some(doubt) = self
+                .roster
+                .member_mut(from.id)
+                .and_then(|member| member.doubt.as_mut())
+            {
                 doubt.mine = false;
             }
             self.send(now, To::Member(source), Kind::Gossip, alloc::vec![rumor]);
         }
-        if hasten && self.roster.watched_by(self.config.me.id).is_some_and(|next| next.boot == from) {
+        if hasten
+            && self
+                .roster
+                .watched_by(self.config.me.id)
+                .is_some_and(|next| next.boot == from)
+        {
             self.hasten_watch(now);
         }
         Ok(appeared)
@@ -151,7 +175,10 @@ impl Membership {
             return;
         }
         if rumor.liveness == Liveness::Dead && rumor.headless && self.hears_head(now) {
-            let present = self.roster.member(rumor.boot.id).is_some_and(|member| member.is_present());
+            let present = self
+                .roster
+                .member(rumor.boot.id)
+                .is_some_and(|member| member.is_present());
             if present {
                 self.refuse(Refusal::Headless);
                 if self.is_head() || self.roster.is_watcher(me.id, rumor.boot.id, WATCHERS) {
@@ -174,7 +201,10 @@ impl Membership {
             self.event(Event::Superseded);
             return;
         }
-        let doubted = matches!(rumor.liveness, Liveness::Suspect | Liveness::Dead | Liveness::Left);
+        let doubted = matches!(
+            rumor.liveness,
+            Liveness::Suspect | Liveness::Dead | Liveness::Left
+        );
         if rumor.boot != self.config.me || !doubted || self.leaving {
             return;
         }
@@ -212,7 +242,11 @@ impl Membership {
         let mut rumors = alloc::vec![self.as_rumor()];
         for _ in 0..MAX_RUMORS / 3 {
             let chosen = self.roster.choose(&mut self.random, |member| member.boot != from);
-            rumors.extend(chosen.filter(|member| member.role == Role::Node).map(|member| member.as_rumor()));
+            rumors.extend(
+                chosen
+                    .filter(|member| member.role == Role::Node)
+                    .map(|member| member.as_rumor()),
+            );
         }
         self.send(now, To::Member(source), Kind::Roster, rumors);
         Ok(())
@@ -220,7 +254,11 @@ impl Membership {
 
     /// Bounds what others can make us send.
     pub(super) fn may_favour(&mut self, now: Duration) -> bool {
-        let most = if matches!(self.records, Records::Head(_)) { HEAD_FAVOURS } else { FAVOURS };
+        let most = if matches!(self.records, Records::Head(_)) {
+            HEAD_FAVOURS
+        } else {
+            FAVOURS
+        };
         let (since, given) = &mut self.favours;
         if now >= *since + Duration::from_secs(1) {
             (*since, *given) = (now, 0);

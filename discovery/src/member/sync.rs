@@ -84,7 +84,10 @@ impl Membership {
             if ours.get(index) == theirs.get(index) {
                 continue;
             }
-            let nodes = self.roster.in_bucket(index).filter(|member| member.role == Role::Node);
+            let nodes = self
+                .roster
+                .in_bucket(index)
+                .filter(|member| member.role == Role::Node);
             rumors.extend(nodes.map(|member| member.as_rumor()));
             if rumors.len() >= BURST * MAX_RUMORS {
                 break;
@@ -98,8 +101,16 @@ impl Membership {
     }
 
     /// The sender has this much of a history.
-    pub(super) fn hear_history(&mut self, now: Duration, source: SocketAddrV4, theirs: Digest, from_head: bool) {
-        let Records::Node(replica) = &mut self.records else { return };
+    pub(super) fn hear_history(
+        &mut self,
+        now: Duration,
+        source: SocketAddrV4,
+        theirs: Digest,
+        from_head: bool,
+    ) {
+        let Records::Node(replica) = &mut self.records else {
+            return;
+        };
         replica.handle_epoch(theirs.epoch, from_head);
         if !replica.lacks(theirs) {
             return;
@@ -123,7 +134,9 @@ impl Membership {
 
     /// Asks for history, the head first, then in turn whoever said that there is more.
     pub(super) fn handle_pulling(&mut self, now: Duration) {
-        let Records::Node(replica) = &self.records else { return };
+        let Records::Node(replica) = &self.records else {
+            return;
+        };
         let Some(pulling) = self.pulling.as_mut().filter(|pulling| now >= pulling.next) else {
             return;
         };
@@ -140,7 +153,9 @@ impl Membership {
                 from: replica.digest().length,
             },
         };
-        let head = self.head_address().filter(|_| self.hears_head(now) && tries % 2 == 1);
+        let head = self
+            .head_address()
+            .filter(|_| self.hears_head(now) && tries % 2 == 1);
         self.send(now, To::Member(head.unwrap_or(teller)), kind, Vec::new());
     }
 
@@ -190,7 +205,9 @@ impl Membership {
 
     /// Our prefix has grown: ask on if there is more, and let two peers know.
     fn history_grew(&mut self, now: Duration, grew: bool) {
-        let Records::Node(replica) = &self.records else { return };
+        let Records::Node(replica) = &self.records else {
+            return;
+        };
         if !grew {
             return;
         }
@@ -235,7 +252,13 @@ impl Membership {
         Ok(())
     }
 
-    fn give_parts(&mut self, now: Duration, source: SocketAddrV4, at: u32, first: u16) -> Result<(), Refusal> {
+    fn give_parts(
+        &mut self,
+        now: Duration,
+        source: SocketAddrV4,
+        at: u32,
+        first: u16,
+    ) -> Result<(), Refusal> {
         let Records::Head(chronicle) = &self.records else {
             return Err(Refusal::History);
         };
@@ -262,7 +285,9 @@ impl Membership {
     /// Head only: the changes that were not told yet, to whoever listens; who hears nothing asks.
     pub(super) fn tell_history(&mut self, now: Duration) {
         for _ in 0..BURST {
-            let Records::Head(chronicle) = &self.records else { return };
+            let Records::Head(chronicle) = &self.records else {
+                return;
+            };
             let first = self.told;
             let Some(changes) = chronicle.tail(first).filter(|changes| !changes.is_empty()) else {
                 self.told = chronicle.digest().length;

@@ -81,10 +81,19 @@ fn run(member: &mut Membership, from: Duration, end: Duration) -> (Vec<(Duration
 fn greets_the_group_and_the_head_until_somebody_answers() {
     let mut a = node(1, SECOND);
     let (said, _) = run(&mut a, SECOND, 4 * SECOND);
-    let hellos: Vec<_> = said.iter().filter(|(_, _, message)| matches!(message.kind, Kind::Hello { .. })).collect();
-    let to_head = hellos.iter().filter(|(_, to, _)| *to == To::Member(address(HEAD))).count();
+    let hellos: Vec<_> = said
+        .iter()
+        .filter(|(_, _, message)| matches!(message.kind, Kind::Hello { .. }))
+        .collect();
+    let to_head = hellos
+        .iter()
+        .filter(|(_, to, _)| *to == To::Member(address(HEAD)))
+        .count();
     let to_group = hellos.iter().filter(|(_, to, _)| *to == To::Group).count();
-    assert!((3..8).contains(&to_head) && to_group == to_head, "{to_head} {to_group}");
+    assert!(
+        (3..8).contains(&to_head) && to_group == to_head,
+        "{to_head} {to_group}"
+    );
 }
 
 #[test]
@@ -93,10 +102,19 @@ fn a_silent_neighbour_is_asked_doubted_and_buried() {
     hears(&mut a, SECOND, 2, &says(Kind::Gossip)).expect("taken");
     let (said, events) = run(&mut a, SECOND, 20 * SECOND);
     assert_eq!(events.first(), Some(&Event::Appeared(boot(2))));
-    assert!(events.contains(&Event::Suspected(boot(2))) && events.contains(&Event::Lost(boot(2))), "{events:?}");
+    assert!(
+        events.contains(&Event::Suspected(boot(2))) && events.contains(&Event::Lost(boot(2))),
+        "{events:?}"
+    );
     let first_doubt = said
         .iter()
-        .find_map(|(at, _, message)| message.rumors.iter().any(|r| r.liveness == Liveness::Suspect).then_some(*at))
+        .find_map(|(at, _, message)| {
+            message
+                .rumors
+                .iter()
+                .any(|r| r.liveness == Liveness::Suspect)
+                .then_some(*at)
+        })
         .expect("the doubt is said");
     let burial = said
         .iter()
@@ -129,7 +147,11 @@ fn a_doubt_about_us_is_contradicted_at_once_with_a_larger_number() {
     };
     assert_eq!(contradicts(2 * SECOND), Some((To::Group, Liveness::Alive, 5)));
     let missed = Some((To::Member(address(2)), Liveness::Alive, 5));
-    assert_eq!(contradicts(3 * SECOND), missed, "refuted already: only the sender is told again");
+    assert_eq!(
+        contradicts(3 * SECOND),
+        missed,
+        "refuted already: only the sender is told again"
+    );
 }
 
 #[test]
@@ -141,7 +163,10 @@ fn a_ghost_a_false_head_and_our_own_echo_are_refused() {
     };
     let body = says(Kind::Gossip).encode();
     assert_eq!(a.handle_datagram(SECOND, later, address(2), &body), Ok(()));
-    assert_eq!(a.handle_datagram(SECOND, boot(2), address(2), &body), Err(Refusal::Ghost));
+    assert_eq!(
+        a.handle_datagram(SECOND, boot(2), address(2), &body),
+        Err(Refusal::Ghost)
+    );
     assert_eq!(hears(&mut a, SECOND, 1, &says(Kind::Gossip)), Err(Refusal::Own));
     let mut crown = says(Kind::Gossip);
     crown.role = Role::Head;
@@ -150,9 +175,15 @@ fn a_ghost_a_false_head_and_our_own_echo_are_refused() {
         incarnation: 101,
         ..boot(1)
     };
-    assert_eq!(a.handle_datagram(SECOND, ours, address(1), &body), Err(Refusal::Own));
+    assert_eq!(
+        a.handle_datagram(SECOND, ours, address(1), &body),
+        Err(Refusal::Own)
+    );
     let (_, events) = drain(&mut a);
-    assert!(events.contains(&Event::Superseded), "a later boot of this machine speaks: {events:?}");
+    assert!(
+        events.contains(&Event::Superseded),
+        "a later boot of this machine speaks: {events:?}"
+    );
 }
 
 #[test]
@@ -166,7 +197,10 @@ fn acts_for_the_cluster_only_near_the_heads_voice_and_goes_home_without() {
     assert!(!a.may_act(2 * SECOND + HEAD_LEASE));
     let (said, events) = run(&mut a, 2 * SECOND, 700 * SECOND);
     assert_eq!(events, [Event::HeadLost, Event::GoHome]);
-    let asked = said.iter().filter(|(at, to, _)| *at > 30 * SECOND && *to == To::Member(address(HEAD))).count();
+    let asked = said
+        .iter()
+        .filter(|(at, to, _)| *at > 30 * SECOND && *to == To::Member(address(HEAD)))
+        .count();
     assert!(asked > 100, "it keeps asking: {asked}");
 }
 
@@ -187,7 +221,10 @@ fn who_hears_the_head_does_not_believe_the_deaths_of_those_who_do_not() {
     assert_eq!(a.refusals().count(Refusal::Headless), 1);
     gossip.rumors[0].headless = false;
     hears(&mut a, SECOND, 3, &gossip).expect("taken");
-    assert!(!a.roster().member(NodeId([2; 16])).expect("known").is_present(), "with the head's voice it counts");
+    assert!(
+        !a.roster().member(NodeId([2; 16])).expect("known").is_present(),
+        "with the head's voice it counts"
+    );
 }
 
 #[test]

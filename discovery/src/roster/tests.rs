@@ -75,7 +75,11 @@ fn the_ring_skips_who_is_doubted() {
     for id in [1, 3, 7, 9] {
         roster.apply(NOW, &rumor(id, 1, 0, Liveness::Alive));
     }
-    let next = |roster: &Roster| roster.watched_by(NodeId([5; 16])).map(|member| member.boot.id.0[0]);
+    let next = |roster: &Roster| {
+        roster
+            .watched_by(NodeId([5; 16]))
+            .map(|member| member.boot.id.0[0])
+    };
     assert_eq!(next(&roster), Some(7));
     roster.apply(NOW, &rumor(7, 1, 0, Liveness::Suspect));
     assert_eq!(next(&roster), Some(9));
@@ -99,8 +103,15 @@ fn deaths_declared_without_the_head_are_void_when_it_is_back() {
         assert_eq!(roster.apply(NOW, &death), Effect::Died);
     }
     assert_eq!(roster.forget_dead(NOW, true), [NodeId([2; 16])]);
-    assert_eq!(roster.apply(NOW, &rumor(2, 1, 0, Liveness::Alive)), Effect::Appeared);
-    assert_eq!(roster.apply(NOW, &rumor(3, 1, 0, Liveness::Alive)), Effect::Nothing, "remembered");
+    assert_eq!(
+        roster.apply(NOW, &rumor(2, 1, 0, Liveness::Alive)),
+        Effect::Appeared
+    );
+    assert_eq!(
+        roster.apply(NOW, &rumor(3, 1, 0, Liveness::Alive)),
+        Effect::Nothing,
+        "remembered"
+    );
     assert_eq!(roster.forget_dead(NOW + REMEMBER_DEAD, false).len(), 1);
 }
 

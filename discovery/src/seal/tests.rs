@@ -29,8 +29,14 @@ fn opens_what_a_member_sealed_once() {
     let (mut sealer, mut opener) = pair();
     let datagram = seal(&mut sealer, b"hello");
     assert_eq!(datagram.len(), OVERHEAD + 5);
-    assert!(!datagram.windows(5).any(|bytes| bytes == b"hello"), "the body is not in clear");
-    assert_eq!(opener.open(SECOND, &datagram), Ok((boot(1, 10), b"hello".to_vec())));
+    assert!(
+        !datagram.windows(5).any(|bytes| bytes == b"hello"),
+        "the body is not in clear"
+    );
+    assert_eq!(
+        opener.open(SECOND, &datagram),
+        Ok((boot(1, 10), b"hello".to_vec()))
+    );
     assert_eq!(opener.open(SECOND, &datagram), Err(Unopened::Replay));
     let counted: Vec<_> = opener.drops().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [("seal-replay", 1)]);
@@ -52,7 +58,10 @@ fn every_flipped_bit_is_noticed() {
         };
         assert_eq!(reason, expected, "bit {bit}");
     }
-    assert!(opener.open(SECOND, &datagram).is_ok(), "forgeries closed no window");
+    assert!(
+        opener.open(SECOND, &datagram).is_ok(),
+        "forgeries closed no window"
+    );
 }
 
 #[test]
@@ -60,10 +69,17 @@ fn datagrams_may_overtake_but_not_return() {
     let (mut sealer, mut opener) = pair();
     let mut datagrams: Vec<Vec<u8>> = (0..300).map(|_| seal(&mut sealer, b"x")).collect();
     datagrams[..100].reverse();
-    let opened = datagrams[..100].iter().filter(|datagram| opener.open(SECOND, datagram).is_ok()).count();
+    let opened = datagrams[..100]
+        .iter()
+        .filter(|datagram| opener.open(SECOND, datagram).is_ok())
+        .count();
     assert_eq!(opened, 100);
     assert!(opener.open(SECOND, &datagrams[299]).is_ok());
-    assert_eq!(opener.open(SECOND, &datagrams[150]), Err(Unopened::Replay), "too far behind");
+    assert_eq!(
+        opener.open(SECOND, &datagrams[150]),
+        Err(Unopened::Replay),
+        "too far behind"
+    );
     assert!(opener.open(SECOND, &datagrams[299 - 127]).is_ok());
     for datagram in &datagrams[..100] {
         assert_eq!(opener.open(SECOND, datagram), Err(Unopened::Replay));
@@ -83,17 +99,29 @@ fn a_later_boot_ends_the_earlier_one() {
 fn a_rotation_leaves_time_and_a_revocation_none() {
     let (mut sealer, mut opener) = pair();
     opener.handle_key(SECOND, key(2), false);
-    assert!(opener.open(2 * SECOND, &seal(&mut sealer, b"1")).is_ok(), "not told yet");
+    assert!(
+        opener.open(2 * SECOND, &seal(&mut sealer, b"1")).is_ok(),
+        "not told yet"
+    );
     sealer.handle_key(&key(2));
     let second = seal(&mut sealer, b"2");
     assert!(opener.open(2 * SECOND, &second).is_ok());
     assert_eq!(opener.open(2 * SECOND, &second), Err(Unopened::Replay));
     let mut slow = Sealer::new(boot(2, 1), &key(1));
-    assert_eq!(opener.open(SECOND + OLD_KEY, &seal(&mut slow, b"late")), Err(Unopened::Epoch));
+    assert_eq!(
+        opener.open(SECOND + OLD_KEY, &seal(&mut slow, b"late")),
+        Err(Unopened::Epoch)
+    );
     opener.handle_key(40 * SECOND, key(3), true);
-    assert_eq!(opener.open(40 * SECOND, &seal(&mut sealer, b"revoked")), Err(Unopened::Epoch));
+    assert_eq!(
+        opener.open(40 * SECOND, &seal(&mut sealer, b"revoked")),
+        Err(Unopened::Epoch)
+    );
     opener.handle_key(40 * SECOND, key(2), false);
-    assert_eq!(opener.open(41 * SECOND, &seal(&mut sealer, b"older")), Err(Unopened::Epoch));
+    assert_eq!(
+        opener.open(41 * SECOND, &seal(&mut sealer, b"older")),
+        Err(Unopened::Epoch)
+    );
 }
 
 #[test]
@@ -107,11 +135,18 @@ fn a_stranger_leaves_nothing_behind() {
         },
     );
     for _ in 0..1_000 {
-        assert_eq!(opener.open(SECOND, &seal(&mut stranger, b"let me in")), Err(Unopened::Forged));
+        assert_eq!(
+            opener.open(SECOND, &seal(&mut stranger, b"let me in")),
+            Err(Unopened::Forged)
+        );
     }
     assert!(opener.senders.is_empty());
     for id in 1..=4 {
-        assert!(opener.open(SECOND, &seal(&mut Sealer::new(boot(id, 1), &key(1)), b"")).is_ok());
+        assert!(
+            opener
+                .open(SECOND, &seal(&mut Sealer::new(boot(id, 1), &key(1)), b""))
+                .is_ok()
+        );
     }
     let fifth = seal(&mut Sealer::new(boot(5, 1), &key(1)), b"");
     assert_eq!(opener.open(SECOND, &fifth), Err(Unopened::Full));
@@ -121,7 +156,10 @@ fn a_stranger_leaves_nothing_behind() {
 fn secrets_do_not_print() {
     let (sealer, opener) = pair();
     let printed = std::format!("{sealer:?} {opener:?} {:?}", key(1));
-    assert!(!printed.contains("[1, 1") && printed.contains("epoch: 1"), "{printed}");
+    assert!(
+        !printed.contains("[1, 1") && printed.contains("epoch: 1"),
+        "{printed}"
+    );
 }
 
 #[test]

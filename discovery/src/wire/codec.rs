@@ -4,7 +4,9 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::net::{Ipv4Addr, SocketAddrV4};
 
-use super::{BUCKETS, Digest, Kind, Liveness, MAX_BODY, MAX_LOADS, MAX_RUMORS, MAX_TEXT, Message, Mode, Refusal};
+use super::{
+    BUCKETS, Digest, Kind, Liveness, MAX_BODY, MAX_LOADS, MAX_RUMORS, MAX_TEXT, Message, Mode, Refusal,
+};
 use super::{Role, Rumor};
 use crate::history::{Change, State};
 use crate::identity::{Boot, NodeId};
@@ -63,7 +65,11 @@ impl Message {
             return Err(Refusal::Trailing);
         }
         Ok(Self {
-            mode: if flags & BUSY != 0 { Mode::Busy } else { Mode::Quiet },
+            mode: if flags & BUSY != 0 {
+                Mode::Busy
+            } else {
+                Mode::Quiet
+            },
             role: if flags & HEAD != 0 { Role::Head } else { Role::Node },
             to_group: flags & TO_GROUP != 0,
             history,
@@ -373,7 +379,11 @@ impl Reader<'_> {
             boot,
             refutation,
             liveness,
-            role: if tag & RUMOR_HEAD != 0 { Role::Head } else { Role::Node },
+            role: if tag & RUMOR_HEAD != 0 {
+                Role::Head
+            } else {
+                Role::Node
+            },
             headless,
             address: self.address()?,
             by: match liveness {

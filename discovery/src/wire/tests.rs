@@ -55,7 +55,9 @@ fn message(kind: Kind) -> Message {
         history: Digest { epoch: 7, length: 9 },
         roster: 0xdead_beef,
         kind,
-        rumors: [Liveness::Alive, Liveness::Suspect, Liveness::Dead, Liveness::Left].map(rumor).to_vec(),
+        rumors: [Liveness::Alive, Liveness::Suspect, Liveness::Dead, Liveness::Left]
+            .map(rumor)
+            .to_vec(),
         loads: alloc::vec![entry],
     }
 }
@@ -137,7 +139,10 @@ fn the_largest_messages_fit_a_datagram() {
         tail.rumors.clear();
         tail.loads.clear();
         let size = tail.encode().len();
-        assert!(size <= MAX_BODY && size > MAX_BODY - 140, "{fitting} changes, {size} bytes");
+        assert!(
+            size <= MAX_BODY && size > MAX_BODY - 140,
+            "{fitting} changes, {size} bytes"
+        );
     }
 }
 
@@ -152,7 +157,10 @@ fn each_fault_has_its_reason() {
     assert_eq!(Message::decode(&[]), Err(Refusal::TooShort));
     assert_eq!(Message::decode(&good[..good.len() - 1]), Err(Refusal::TooShort));
     assert_eq!(Message::decode(&[0; 1_401]), Err(Refusal::TooLong));
-    assert_eq!(Message::decode(&[good.as_slice(), &[0]].concat()), Err(Refusal::Trailing));
+    assert_eq!(
+        Message::decode(&[good.as_slice(), &[0]].concat()),
+        Err(Refusal::Trailing)
+    );
     assert_eq!(with(0, 0), Err(Refusal::Kind));
     assert_eq!(with(1, 8), Err(Refusal::Value));
     assert_eq!(with(18, 200), Err(Refusal::Count));
@@ -226,7 +234,14 @@ fn a_hundred_thousand_mutated_bodies_each_have_a_fate() {
     println!("seed {SEED}: {accepted} accepted, {refused:?}");
     assert!(accepted > 20_000, "{accepted}");
     assert!(member.roster().members().count() <= 64);
-    for reason in [Refusal::TooShort, Refusal::Trailing, Refusal::Kind, Refusal::Value, Refusal::Count, Refusal::Text] {
+    for reason in [
+        Refusal::TooShort,
+        Refusal::Trailing,
+        Refusal::Kind,
+        Refusal::Value,
+        Refusal::Count,
+        Refusal::Text,
+    ] {
         assert!(refused.count(reason) > 0, "{reason:?} never occurred");
     }
 }

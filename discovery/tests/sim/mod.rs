@@ -295,7 +295,9 @@ impl World {
             self.hosts[index].asleep_until = now + Duration::from_millis(span);
         }
         let host = &mut self.hosts[index];
-        let Some(member) = host.member.as_mut() else { return };
+        let Some(member) = host.member.as_mut() else {
+            return;
+        };
         while let Some(datagram) = host.inbox.pop_front() {
             // A drop is counted by the member.
             let _ = member.handle_datagram(now, datagram.from, datagram.source, &datagram.body);
@@ -310,10 +312,13 @@ impl World {
     fn drain(&mut self, index: usize) {
         loop {
             let now = self.now;
-            let Some(member) = self.hosts[index].member.as_mut() else { return };
+            let Some(member) = self.hosts[index].member.as_mut() else {
+                return;
+            };
             let before = self.disk.len();
             while let Some(change) = member.poll_persist() {
-                self.chains.push(link(*self.chains.last().expect("a start"), &change));
+                self.chains
+                    .push(link(*self.chains.last().expect("a start"), &change));
                 self.disk.push(change);
             }
             if self.disk.len() > before {
@@ -349,7 +354,10 @@ impl World {
                 }
             }
             Event::Lost(boot) => {
-                let there = self.hosts.iter().position(|host| host.boot == *boot && host.member.is_some());
+                let there = self
+                    .hosts
+                    .iter()
+                    .position(|host| host.boot == *boot && host.member.is_some());
                 if there.is_some_and(|other| self.hosts[other].side == self.hosts[index].side) {
                     self.false_alarms += 1;
                 }
@@ -447,9 +455,12 @@ impl World {
 
     /// Whether `observer` has declared it dead or gone, or never knew it.
     pub(crate) fn buried(&self, observer: usize, boot: Boot) -> bool {
-        self.member(observer).roster().member(boot.id).is_none_or(|member| {
-            member.boot != boot || matches!(member.liveness, Liveness::Dead | Liveness::Left)
-        })
+        self.member(observer)
+            .roster()
+            .member(boot.id)
+            .is_none_or(|member| {
+                member.boot != boot || matches!(member.liveness, Liveness::Dead | Liveness::Left)
+            })
     }
 
     /// How many pairs (observer, node) are not as they should be: every living node seen, nobody else.
@@ -495,7 +506,11 @@ impl World {
             text += &format!("\n{observer} ({}):", member.roster().hash());
             for (index, host) in self.hosts.iter().enumerate() {
                 if let Some(seen) = member.roster().member(host.boot.id) {
-                    let same = if seen.boot == host.boot { "" } else { " of another boot" };
+                    let same = if seen.boot == host.boot {
+                        ""
+                    } else {
+                        " of another boot"
+                    };
                     text += &format!(" {index} {:?} #{}{same},", seen.liveness, seen.refutation);
                 }
             }
