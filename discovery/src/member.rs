@@ -10,6 +10,7 @@
 
 mod probing;
 mod receive;
+mod speaking;
 mod sync;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -27,9 +28,7 @@ use crate::load::{LoadBook, LoadVector};
 use crate::random::Random;
 use crate::roster::{Member, Roster};
 use crate::rumors::{Origin, Rumors};
-use crate::wire::{
-    Digest, Kind, Liveness, MAX_LOADS, MAX_RUMORS, Message, Mode, Refusal, Refusals, Role, Rumor,
-};
+use crate::wire::{Digest, Kind, Liveness, Mode, Refusal, Refusals, Role, Rumor};
 
 use probing::Probe;
 use sync::Pulling;
@@ -53,7 +52,7 @@ pub const HEAD_FAN: usize = 16;
 /// The head's answers carry the loads that it learned within so long: every node asks it twice in that time.
 pub const LOADS_WINDOW: Duration = Duration::from_secs(22);
 /// In at most so many datagrams.
-pub const LOADS_BURST: usize = 8;
+pub const LOADS_BURST: usize = 16;
 /// Without the head pings and answers carry so many loads.
 pub const GOSSIP_LOADS: usize = 8;
 /// Members that give a second opinion on a suspicion.
@@ -434,137 +433,8 @@ impl Membership {
         self.roster.is_watcher(member.boot.id, me, 1)
     }
 
-    fn message(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) -> Message {
-        let loads = match kind {
-            Kind::Ping { .. } | Kind::Ack { .. } if self.head_address().map(To::Member) == Some(to) => {
-                self.loads.own(now).into_iter().collect()
-            }
-            Kind::Ping { .. } | Kind::Ack { .. } if !self.hears_head(now) => {
-                self.loads.pick(now, GOSSIP_LOADS)
-            }
-            _ => Vec::new(),
-        };
-        Message {
-            mode: self.mode,
-            role: self.config.role,
-            to_group: to == To::Group,
-            history: match &self.records {
-                Records::Head(chronicle) => chronicle.digest(),
-                Records::Node(replica) => replica.digest(),
-            },
-            roster: self.roster.hash(),
-            kind,
-            rumors,
-            loads,
-        }
-    }
-
-    /// The head's answer to a ping brings what it learned of loads since that node last asked.
-    fn send_loads(&mut self, now: Duration, to: To) {
-        let recent = self.loads.recent(now, LOADS_WINDOW, LOADS_BURST * MAX_LOADS);
-        for loads in recent.chunks(MAX_LOADS) {
-            let mut message = self.message(now, to, Kind::Gossip, Vec::new());
-            message.loads = loads.to_vec();
-            self.outputs.push_back(Output::Transmit {
-                to,
-                body: message.encode(),
-            });
-        }
-    }
-
-    fn send(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) {
-        let message = self.message(now, to, kind, rumors);
-        self.outputs.push_back(Output::Transmit {
-            to,
-            body: message.encode(),
-        });
-    }
-
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
-    }
-
-    /// How often a rumour is passed on: so often that of 1,000 members one misses it once in 3,000 rumours.
-    fn rumor_limit(&self) -> u32 {
-        3 * ((self.roster.present() + 1).ilog10() + 1) + 3
-    }
-
-    /// Passes news on: what we found out ourselves to the group, to the head and to those it is about; everything
-    /// to a few members.
-    fn gossip(&mut self, now: Duration) {
-        self.tell_history(now);
-        let urgent = self.rumors.take_urgent(MAX_RUMORS);
-        if !urgent.is_empty() {
-            for rumor in urgent.iter().filter(|rumor| rumor.liveness == Liveness::Suspect) {
-                let to = To::Member(rumor.address);
-                self.send(now, to, Kind::Gossip, alloc::vec![rumor.clone()]);
-            }
-            self.send(now, To::Group, Kind::Gossip, urgent.clone());
-            if let Some(head) = self.head_address() {
-                self.send(now, To::Member(head), Kind::Gossip, urgent);
-            }
-        }
-        let fan = if self.is_head() { HEAD_FAN } else { GOSSIP_FAN };
-        let limit = self.rumor_limit();
-        for _ in 0..fan {
-            let nudge = self.nudges > 0;
-            if self.rumors.is_empty() && !nudge {
-                break;
-            }
-            let alive = |member: &Member| member.liveness == Liveness::Alive;
-            let Some(address) = self
-                .roster
-                .choose(&mut self.random, alive)
-                .map(|peer| peer.address)
-            else {
-                break;
-            };
-            self.nudges = self.nudges.saturating_sub(1);
-            let rumors = self.rumors.pick(MAX_RUMORS, limit);
-            self.send(now, To::Member(address), Kind::Gossip, rumors);
-        }
-        let more = self.roster.present() > 0 && (!self.rumors.is_empty() || self.nudges > 0);
-        self.timers.gossip = more.then_some(now + GOSSIP_INTERVAL);
-    }
-
-    /// News was pushed: pass it on in a moment, together with what comes until then.
-    fn gossip_soon(&mut self, now: Duration) {
-        if self.timers.gossip.is_none() {
-            self.timers.gossip = Some(now + GOSSIP_INTERVAL / 4);
-        }
-    }
-
-    /// Greets the group; the head and some old acquaintances too while we are alone.
-    fn hello(&mut self, now: Duration) {
-        self.timers.hellos += 1;
-        let early = Duration::from_millis(125 << self.timers.hellos.min(8));
-        let alone = !self.synced;
-        let pause = if alone {
-            early.min(HELLO_INTERVAL)
-        } else {
-            HELLO_INTERVAL
-        };
-        self.timers.hello = now + self.random.around(pause);
-        if self.leaving {
-            return;
-        }
-        let kind = Kind::Hello {
-            address: self.config.address,
-        };
-        let rumors = alloc::vec![self.as_rumor()];
-        self.send(now, To::Group, kind.clone(), rumors.clone());
-        if !alone && self.hears_head(now) {
-            return;
-        }
-        if let Some(head) = self.head_address() {
-            self.send(now, To::Member(head), kind.clone(), rumors.clone());
-        }
-        for _ in 0..self.config.seeds.len().min(GOSSIP_FAN) {
-            let index = self.random.below(self.config.seeds.len());
-            if let Some(seed) = self.config.seeds.get(index).copied() {
-                self.send(now, To::Member(seed), kind.clone(), rumors.clone());
-            }
-        }
     }
 
     /// The head was heard.

@@ -4,6 +4,7 @@ use core::net::Ipv4Addr;
 
 use super::*;
 use crate::history::replica::Replica;
+use crate::wire::Message;
 
 const SECOND: Duration = Duration::from_secs(1);
 

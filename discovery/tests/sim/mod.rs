@@ -122,14 +122,12 @@ pub(crate) struct World {
     random: Random,
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
-    pub(crate) delivered: u64,
     /// The host that ran last.
     pub(crate) ran: usize,
     /// Chain hash of the head's history by length.
     pub(crate) chains: Vec<u64>,
     /// A planted bug: the head's shell sends before it commits, so a crash forgets what was told.
     pub(crate) forgetful: bool,
-    pub(crate) by_kind: [(u64, u64); 16],
 }
 
 impl World {
@@ -148,11 +146,9 @@ impl World {
             random: Random::new(seed),
             queue: BinaryHeap::new(),
             order: 0,
-            delivered: 0,
             ran: 0,
             chains: vec![CHAIN_START],
             forgetful: false,
-            by_kind: [(0, 0); 16],
         };
         for index in 0..=nodes {
             let number = u32::try_from(index).expect("small") + 0x0a4d_0001;
@@ -301,7 +297,6 @@ impl World {
         while let Some(datagram) = host.inbox.pop_front() {
             // A drop is counted by the member.
             let _ = member.handle_datagram(now, datagram.from, datagram.source, &datagram.body);
-            self.delivered += 1;
         }
         if timer || member.next_deadline(now).is_some_and(|at| at <= now) {
             member.handle_deadline(now);
@@ -376,9 +371,6 @@ impl World {
     fn transmit(&mut self, index: usize, to: To, body: Vec<u8>) {
         let size = (HEADERS + seal::OVERHEAD + body.len()).max(SHORTEST) as u64;
         assert!(size <= 1_514, "{size}-byte frame");
-        let kind = usize::from(body.first().copied().unwrap_or(0)).min(15);
-        self.by_kind[kind].0 += 1;
-        self.by_kind[kind].1 += size;
         let host = &mut self.hosts[index];
         host.sent += 1;
         host.sent_bytes += size;
