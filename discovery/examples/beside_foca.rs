@@ -260,12 +260,13 @@ impl Room {
                 Some(Happening::Arrives(to, data)) => {
                     self.call(to, |machine, wants| machine.handle_data(&data, wants))
                 }
-                Some(Happening::Timer(of, boot, timer)) => {
-                    if self.machines[of].as_ref().is_some_and(|(now, _)| *now == boot) {
-                        self.call(of, |machine, wants| machine.handle_timer(timer, wants));
-                    }
+                Some(Happening::Timer(of, boot, timer))
+                    if self.machines[of].as_ref().is_some_and(|(now, _)| *now == boot) =>
+                {
+                    self.call(of, |machine, wants| machine.handle_timer(timer, wants));
                 }
-                None => {}
+                // Of a machine that is off, or of an earlier boot.
+                Some(Happening::Timer(..)) | None => {}
             }
         }
         self.now = end;

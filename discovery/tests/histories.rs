@@ -214,7 +214,7 @@ fn every_life_keeps_one_history_and_ends_in_agreement() {
     let lives: u64 = std::env::var("CID_HISTORIES")
         .ok()
         .and_then(|lives| lives.parse().ok())
-        .unwrap_or(400);
+        .unwrap_or(2_000);
     let mut checks = 0;
     for seed in ONCE_FAILED.iter().copied().chain(1..=lives) {
         match live(seed, false) {
