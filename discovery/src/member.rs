@@ -279,10 +279,18 @@ impl Membership {
         name: &str,
         reason: &str,
     ) -> Result<(), Stale> {
-        match &mut self.records {
-            Records::Head(chronicle) => chronicle.record(now, boot, state, name, reason),
-            Records::Node(_) => Err(Stale::Same),
+        let Records::Head(chronicle) = &mut self.records else {
+            return Err(Stale::Same);
+        };
+        chronicle.record(now, boot, state, name, reason)?;
+        // It may have gone between its first word and this.
+        let liveness = self.roster.member(boot.id).filter(|member| member.boot == boot);
+        match liveness.map(|member| member.liveness) {
+            Some(liveness) => chronicle.handle_liveness(now, boot, liveness),
+            None if state.is_present() => chronicle.expect(now, boot),
+            None => {}
         }
+        Ok(())
     }
 
     /// Head only: the next change to write to disk, before anything else is drained.

@@ -14,7 +14,8 @@ use crate::wire::{Digest, Liveness, clean};
 
 /// A snapshot is taken after so many changes; the changes since the one before it are kept.
 const SNAPSHOT_EVERY: usize = 512;
-/// A node that was up before the head restarted has this long to be heard: three contacts of a quiet node.
+/// A node that is said to be up has this long to be heard, also after the head restarted: three contacts of a quiet
+/// node.
 pub const RESTART_GRACE: Duration = Duration::from_secs(30);
 
 /// Why a change was not taken into the history.
@@ -83,12 +84,10 @@ impl Chronicle {
             chronicle.append(change.clone());
             chronicle.table.insert(change.boot.id, change);
         }
-        let present = |(id, change): (&NodeId, &Change)| change.state.is_present().then_some(*id);
-        for id in chronicle.table.iter().filter_map(present) {
-            let mut unheard = Pulse::new(now);
-            unheard.handle(now + RESTART_GRACE, Liveness::Dead);
-            chronicle.pulses.insert(id, unheard);
-            chronicle.unsettled.insert(id);
+        let present = |change: &Change| change.state.is_present().then_some(change.boot);
+        let boots: Vec<Boot> = chronicle.table.values().filter_map(present).collect();
+        for boot in boots {
+            chronicle.expect(now, boot);
         }
         chronicle
     }
@@ -133,6 +132,15 @@ impl Chronicle {
             self.unsettled.insert(boot.id);
         }
         Ok(())
+    }
+
+    /// A node is said to be present and was not heard yet: without [`Self::handle_liveness`] within
+    /// [`RESTART_GRACE`] it is lost.
+    pub fn expect(&mut self, now: Duration, boot: Boot) {
+        let mut unheard = Pulse::new(now);
+        unheard.handle(now + RESTART_GRACE, Liveness::Dead);
+        self.pulses.insert(boot.id, unheard);
+        self.unsettled.insert(boot.id);
     }
 
     /// What the head's own membership says of a node. Only nodes that the history holds as present change by it.

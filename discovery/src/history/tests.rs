@@ -152,6 +152,19 @@ fn a_restarted_head_gives_everybody_time_to_be_heard() {
     assert_eq!(lost, [(boot(0, 0), State::Lost), (boot(2, 2), State::Lost)]);
 }
 
+#[test]
+fn a_node_that_is_never_heard_is_lost() {
+    let mut chronicle = chronicle_of(1);
+    chronicle.expect(2 * SECOND, boot(0, 0));
+    assert_eq!(
+        chronicle.next_deadline(2 * SECOND),
+        Some(2 * SECOND + RESTART_GRACE)
+    );
+    chronicle.handle_deadline(2 * SECOND + RESTART_GRACE);
+    let states: Vec<State> = commit(&mut chronicle).iter().map(|change| change.state).collect();
+    assert_eq!(states, [State::Lost]);
+}
+
 /// What the history shows of a node whose liveness follows `script`, up to `end`.
 fn shown(script: &[(f64, Liveness)], end: u64) -> Vec<(f64, State)> {
     let mut chronicle = chronicle_of(1);
