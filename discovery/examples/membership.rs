@@ -1,5 +1,5 @@
 //! Prints what the membership does in simulated rooms, beside memberlist's defaults by its formulas. Virtual time:
-//! `cargo run --release -p cid-discovery --example membership -- [idle|detect|join|alarms] [nodes...]`
+//! `cargo run --release -p cid-discovery --example membership -- [idle|detect|join|restart|alarms] [nodes...]`
 
 #[path = "../tests/sim/mod.rs"]
 mod sim;
@@ -35,6 +35,9 @@ fn main() {
         }
         if wanted("join") {
             join(nodes);
+        }
+        if wanted("restart") {
+            restart(nodes);
         }
         if wanted("alarms") {
             alarms(nodes);
@@ -143,6 +146,31 @@ fn join(nodes: usize) {
             "join {nodes} loss {loss_percent} % multicast {multicast}: {}; all at once: {}",
             spread(times),
             spread(all)
+        );
+    }
+}
+
+/// The head is killed and comes back 20 s later.
+fn restart(nodes: usize) {
+    for multicast in [true, false] {
+        let wire = Wire {
+            multicast,
+            ..Wire::default()
+        };
+        let mut world = World::settled(1, nodes, wire);
+        let before = world.disk.len();
+        world.crash(0);
+        world.run_for(secs(20.0));
+        world.start(0);
+        let found = world.time_until(secs(60.0), |world| world.wrong_pairs() == 0);
+        world.run_for(secs(60.0));
+        let (home, changes) = (
+            world.hosts.iter().filter(|host| host.went_home).count(),
+            world.disk.len() - before,
+        );
+        println!(
+            "{nodes} nodes, head restarted, multicast {multicast}: all found after {:.2} s, {home} went home, {changes} changes",
+            found.unwrap_or(secs(60.0)).as_secs_f64()
         );
     }
 }
