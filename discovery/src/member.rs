@@ -122,7 +122,7 @@ pub enum Output {
     Transmit {
         /// To whom.
         to: To,
-        /// [`Message`] as bytes.
+        /// A [`crate::wire::Message`] as bytes.
         body: Vec<u8>,
     },
     /// Tell whom it concerns.

@@ -62,7 +62,7 @@ impl Rumors {
     }
 
     /// Up to `most` rumours, which count as passed on once more; those passed on `limit` times are dropped, a death
-    /// after [`DEATH_MORE`] times more.
+    /// after six times more.
     pub fn pick(&mut self, most: usize, limit: u32) -> Vec<Rumor> {
         let places: Vec<_> = self
             .order

@@ -9,6 +9,7 @@ use std::time::Duration;
 use cid_discovery::history::State;
 use cid_discovery::load::LoadVector;
 use cid_discovery::member::Event;
+use cid_discovery::seal::{GroupKey, Sealer};
 use cid_discovery::wire::Mode;
 use sim::{Wire, World, secs};
 
@@ -296,4 +297,75 @@ fn everybody_knows_everybodys_load() {
     }
     println!("oldest load {oldest:?}");
     assert!(oldest <= secs(60.0), "{oldest:?}");
+}
+
+#[test]
+fn a_hostile_host_changes_nothing_in_a_sealed_room() {
+    let mut world = World::new(6, ROOM);
+    world.key = Some(GroupKey {
+        epoch: 1,
+        secret: [42; 32],
+    });
+    for index in 0..=ROOM {
+        world.start(index);
+    }
+    world.run_for(secs(40.0));
+    let before = world.disk.clone();
+    let mut stranger = Sealer::new(
+        world.hosts[5].boot,
+        &GroupKey {
+            epoch: 1,
+            secret: [0; 32],
+        },
+    );
+    for round in 0..100_000 {
+        let pick = world.below(world.recorded.len());
+        let (to, bytes) = world.recorded[pick].clone();
+        let mut bytes = bytes.to_vec();
+        match round % 3 {
+            0 => {}
+            1 => {
+                let bit = world.below(bytes.len() * 8);
+                bytes[bit / 8] ^= 1 << (bit % 8);
+            }
+            _ => bytes = stranger.seal(b"\x06 let me in").expect("seals"),
+        }
+        let victim = if round % 2 == 0 { to } else { 0 };
+        world.inject(victim, bytes.into());
+        if round % 1_000 == 0 {
+            world.run_for(secs(0.3));
+        }
+    }
+    world.run_for(secs(10.0));
+    assert_eq!(world.disk, before, "nobody came, nobody was lost");
+    assert_eq!(
+        (world.wrong_pairs(), world.false_alarms),
+        (0, 0),
+        "{}",
+        world.describe()
+    );
+    let dropped: Vec<(&str, u64)> = world
+        .hosts
+        .iter()
+        .flat_map(|host| {
+            host.keys
+                .iter()
+                .flat_map(|(_, opener)| opener.drops())
+                .filter(|(_, count)| *count > 0)
+                .collect::<Vec<_>>()
+        })
+        .collect();
+    let total = |name: &str| {
+        dropped
+            .iter()
+            .filter(|(other, _)| *other == name)
+            .map(|(_, count)| count)
+            .sum::<u64>()
+    };
+    assert!(
+        total("seal-replay") > 10_000 && total("seal-forged") > 30_000,
+        "{dropped:?}"
+    );
+    let all: u64 = dropped.iter().map(|(_, count)| count).sum();
+    println!("{all} of 100000 dropped, each with its reason");
 }

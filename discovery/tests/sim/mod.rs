@@ -14,6 +14,7 @@ use cid_discovery::history::replica::Replica;
 use cid_discovery::history::{CHAIN_START, Change, State, link};
 use cid_discovery::member::{Config, Event, Records, To};
 use cid_discovery::random::Random;
+use cid_discovery::seal::{GroupKey, Opener, Sealer};
 use cid_discovery::wire::{Liveness, Role};
 use cid_discovery::{Boot, Membership, NodeId, Output, seal};
 
@@ -67,6 +68,8 @@ pub(crate) struct Host {
     /// It cannot run before this.
     asleep_until: Duration,
     inbox: VecDeque<Datagram>,
+    /// Present in a room whose datagrams are really sealed.
+    pub(crate) keys: Option<(Sealer, Opener)>,
     wake: Duration,
     pub(crate) sent_bytes: u64,
     pub(crate) sent: u64,
@@ -119,6 +122,10 @@ pub(crate) struct World {
     pub(crate) keep_log: bool,
     /// Alarms about members that were there and could be reached.
     pub(crate) false_alarms: u64,
+    /// Seals every datagram; else only its bytes are counted.
+    pub(crate) key: Option<GroupKey>,
+    /// What somebody on the wire has recorded: to whom, and the bytes.
+    pub(crate) recorded: Vec<(usize, Rc<[u8]>)>,
     random: Random,
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
@@ -143,6 +150,8 @@ impl World {
             log: Vec::new(),
             keep_log: false,
             false_alarms: 0,
+            key: None,
+            recorded: Vec::new(),
             random: Random::new(seed),
             queue: BinaryHeap::new(),
             order: 0,
@@ -163,6 +172,7 @@ impl World {
                 starved: None,
                 asleep_until: Duration::ZERO,
                 inbox: VecDeque::new(),
+                keys: None,
                 wake: Duration::MAX,
                 sent_bytes: 0,
                 sent: 0,
@@ -192,6 +202,10 @@ impl World {
         host.boot.incarnation = unix_ms.max(host.boot.incarnation + 1);
         host.inbox.clear();
         host.went_home = false;
+        host.keys = self
+            .key
+            .clone()
+            .map(|key| (Sealer::new(host.boot, &key), Opener::new(key, 16_384)));
         let records = match host.role {
             Role::Head => Records::Head(Chronicle::restore(EPOCH, self.now, unix_ms, self.disk.clone())),
             Role::Node => Records::Node(Replica::default()),
@@ -295,8 +309,16 @@ impl World {
             return;
         };
         while let Some(datagram) = host.inbox.pop_front() {
-            // A drop is counted by the member.
-            let _ = member.handle_datagram(now, datagram.from, datagram.source, &datagram.body);
+            // A drop is counted by the opener or the member.
+            let opened = host
+                .keys
+                .as_mut()
+                .map(|(_, opener)| opener.open(now, &datagram.body));
+            let _ = match opened {
+                None => member.handle_datagram(now, datagram.from, datagram.source, &datagram.body),
+                Some(Ok((from, body))) => member.handle_datagram(now, from, datagram.source, &body),
+                Some(Err(_)) => continue,
+            };
         }
         if timer || member.next_deadline(now).is_some_and(|at| at <= now) {
             member.handle_deadline(now);
@@ -374,6 +396,10 @@ impl World {
         let host = &mut self.hosts[index];
         host.sent += 1;
         host.sent_bytes += size;
+        let body = match &mut host.keys {
+            Some((sealer, _)) => sealer.seal(&body).expect("seals"),
+            None => body,
+        };
         let datagram = Datagram {
             from: host.boot,
             source: host.address,
@@ -398,6 +424,9 @@ impl World {
     fn deliver(&mut self, from: usize, to: usize, datagram: Datagram) {
         if self.hosts[from].side != self.hosts[to].side || self.hosts[to].member.is_none() {
             return;
+        }
+        if self.key.is_some() && self.recorded.len() < 20_000 {
+            self.recorded.push((to, datagram.body.clone()));
         }
         let copies = 1 + usize::from(self.chance(self.wire.duplicate_percent));
         for _ in 0..copies {
@@ -508,5 +537,12 @@ impl World {
             }
         }
         text
+    }
+
+    /// Somebody on the wire sends these bytes to a machine.
+    pub(crate) fn inject(&mut self, to: usize, body: Rc<[u8]>) {
+        let source = SocketAddrV4::new(Ipv4Addr::new(10, 66, 6, 6), PORT);
+        let from = self.hosts[to].boot;
+        self.push(self.now, Happening::Arrives(to, Datagram { from, source, body }));
     }
 }
