@@ -5,12 +5,16 @@
 //! |---|---|---|
 //! | 0 | 4 | magic `CIDm` |
 //! | 4 | 1 | version, [`VERSION`] |
-//! | 5 | 1 | 0 |
+//! | 5 | 1 | 0: to one member; 1: to the group |
 //! | 6 | 4 | epoch of the group key |
 //! | 10 | 16 | id of the sender |
 //! | 26 | 8 | incarnation of the sender |
 //! | 34 | 4 | sequence: rises with every datagram of a boot, through all epochs |
 //! | 38 | n + 16 | the sealed body and its tag |
+//!
+//! The addresses from which and to which a datagram travels are authenticated too, without being in it: what was
+//! recorded on the wire cannot be sent from elsewhere, or to somebody else. (So there is no address translation between
+//! members.)
 //!
 //! Each boot seals with a key of its own, SHA-256 of the group key, its id and its incarnation, and its sequence is
 //! the nonce: no two datagrams ever share key and nonce, without a random number. The price of a group key: a member
@@ -22,6 +26,7 @@ mod tests;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::fmt;
+use core::net::SocketAddrV4;
 use core::time::Duration;
 
 use chacha20poly1305::aead::{Aead, KeyInit, Payload};
@@ -112,8 +117,13 @@ impl Sealer {
         }
     }
 
-    /// The datagram.
-    pub fn seal(&mut self, body: &[u8]) -> Result<Vec<u8>, Unsealable> {
+    /// The datagram that we send from `source` to `destination`, or to the group.
+    pub fn seal(
+        &mut self,
+        source: SocketAddrV4,
+        destination: Option<SocketAddrV4>,
+        body: &[u8],
+    ) -> Result<Vec<u8>, Unsealable> {
         if body.len() > crate::wire::MAX_BODY {
             return Err(Unsealable::TooLong);
         }
@@ -121,14 +131,14 @@ impl Sealer {
         self.sequence = sequence;
         let mut datagram = Vec::with_capacity(OVERHEAD + body.len());
         datagram.extend_from_slice(&MAGIC);
-        datagram.extend_from_slice(&[VERSION, 0]);
+        datagram.extend_from_slice(&[VERSION, u8::from(destination.is_none())]);
         datagram.extend_from_slice(&self.epoch.to_be_bytes());
         datagram.extend_from_slice(&self.me.id.0);
         datagram.extend_from_slice(&self.me.incarnation.to_be_bytes());
         datagram.extend_from_slice(&sequence.to_be_bytes());
         let payload = Payload {
             msg: body,
-            aad: &datagram,
+            aad: &authenticated(&datagram, source, destination),
         };
         let sealed = self
             .cipher
@@ -273,9 +283,16 @@ impl Opener {
         self.senders.remove(&id);
     }
 
-    /// The sender and what it said. A drop is counted and its reason returned.
-    pub fn open(&mut self, now: Duration, datagram: &[u8]) -> Result<(Boot, Vec<u8>), Unopened> {
-        self.try_open(now, datagram).inspect_err(|reason| {
+    /// The sender and what it said, in a datagram that came from `source` to our address `me` or to the group. A drop
+    /// is counted and its reason returned.
+    pub fn open(
+        &mut self,
+        now: Duration,
+        source: SocketAddrV4,
+        me: SocketAddrV4,
+        datagram: &[u8],
+    ) -> Result<(Boot, Vec<u8>), Unopened> {
+        self.try_open(now, source, me, datagram).inspect_err(|reason| {
             if let Some(count) = self.drops.get_mut(*reason as usize) {
                 *count += 1;
             }
@@ -290,7 +307,13 @@ impl Opener {
             .zip(self.drops.iter().copied())
     }
 
-    fn try_open(&mut self, now: Duration, datagram: &[u8]) -> Result<(Boot, Vec<u8>), Unopened> {
+    fn try_open(
+        &mut self,
+        now: Duration,
+        source: SocketAddrV4,
+        me: SocketAddrV4,
+        datagram: &[u8],
+    ) -> Result<(Boot, Vec<u8>), Unopened> {
         if datagram.len() > MAX_DATAGRAM {
             return Err(Unopened::TooLong);
         }
@@ -302,9 +325,11 @@ impl Opener {
         if take::<4>(&mut rest)? != MAGIC {
             return Err(Unopened::Magic);
         }
-        if take::<2>(&mut rest)? != [VERSION, 0] {
-            return Err(Unopened::Version);
-        }
+        let destination = match take::<2>(&mut rest)? {
+            [VERSION, 0] => Some(me),
+            [VERSION, 1] => None,
+            _ => return Err(Unopened::Version),
+        };
         let epoch = u32::from_be_bytes(take(&mut rest)?);
         let boot = Boot {
             id: NodeId(take(&mut rest)?),
@@ -336,7 +361,7 @@ impl Opener {
             .ok_or(Unopened::Epoch)?;
         let payload = Payload {
             msg: sealed,
-            aad: header,
+            aad: &authenticated(header, source, destination),
         };
         let body = cipher
             .decrypt(&nonce(sequence), payload)
@@ -378,6 +403,17 @@ impl fmt::Debug for Opener {
             self.senders.len()
         )
     }
+}
+
+/// What the tag covers besides the body.
+fn authenticated(header: &[u8], source: SocketAddrV4, destination: Option<SocketAddrV4>) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(HEADER + 12);
+    bytes.extend_from_slice(header);
+    for address in [Some(source), destination].into_iter().flatten() {
+        bytes.extend_from_slice(&address.ip().octets());
+        bytes.extend_from_slice(&address.port().to_be_bytes());
+    }
+    bytes
 }
 
 fn take<const N: usize>(rest: &mut &[u8]) -> Result<[u8; N], Unopened> {

@@ -328,7 +328,11 @@ fn a_hostile_host_changes_nothing_in_a_sealed_room() {
                 let bit = world.below(bytes.len() * 8);
                 bytes[bit / 8] ^= 1 << (bit % 8);
             }
-            _ => bytes = stranger.seal(b"\x06 let me in").expect("seals"),
+            _ => {
+                bytes = stranger
+                    .seal(world.hosts[5].address, None, b"\x06 let me in")
+                    .expect("seals")
+            }
         }
         let victim = if round % 2 == 0 { to } else { 0 };
         world.inject(victim, bytes.into());
@@ -367,5 +371,6 @@ fn a_hostile_host_changes_nothing_in_a_sealed_room() {
         "{dropped:?}"
     );
     let all: u64 = dropped.iter().map(|(_, count)| count).sum();
+    assert_eq!(all, 100_000, "each with its reason");
     println!("{all} of 100000 dropped, each with its reason");
 }

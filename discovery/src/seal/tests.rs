@@ -1,6 +1,11 @@
+use core::net::Ipv4Addr;
+
 use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
+
+const HERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 1), 3101);
+const THERE: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 3101);
 
 fn boot(id: u8, incarnation: u64) -> Boot {
     Boot {
@@ -16,12 +21,45 @@ fn key(epoch: u32) -> GroupKey {
     }
 }
 
+trait Here {
+    fn open_here(&mut self, now: Duration, datagram: &[u8]) -> Result<(Boot, Vec<u8>), Unopened>;
+}
+
+impl Here for Opener {
+    fn open_here(&mut self, now: Duration, datagram: &[u8]) -> Result<(Boot, Vec<u8>), Unopened> {
+        self.open(now, HERE, THERE, datagram)
+    }
+}
+
+impl Sealer {
+    fn seal_here(&mut self, body: &[u8]) -> Result<Vec<u8>, Unsealable> {
+        self.seal(HERE, Some(THERE), body)
+    }
+}
+
+#[test]
+fn what_is_sent_from_or_to_elsewhere_is_forged() {
+    let (mut sealer, mut opener) = pair();
+    let datagram = seal(&mut sealer, b"hello");
+    assert_eq!(
+        opener.open(SECOND, THERE, THERE, &datagram),
+        Err(Unopened::Forged)
+    );
+    assert_eq!(opener.open(SECOND, HERE, HERE, &datagram), Err(Unopened::Forged));
+    let mut to_group = datagram.clone();
+    to_group[5] = 1;
+    assert_eq!(opener.open(SECOND, HERE, THERE, &to_group), Err(Unopened::Forged));
+    let to_group = sealer.seal(HERE, None, b"all").expect("seals");
+    assert!(opener.open(SECOND, HERE, THERE, &to_group).is_ok());
+    assert!(opener.open(SECOND, HERE, THERE, &datagram).is_ok());
+}
+
 fn pair() -> (Sealer, Opener) {
     (Sealer::new(boot(1, 10), &key(1)), Opener::new(key(1), 4))
 }
 
 fn seal(sealer: &mut Sealer, body: &[u8]) -> Vec<u8> {
-    sealer.seal(body).expect("seals")
+    sealer.seal_here(body).expect("seals")
 }
 
 #[test]
@@ -34,10 +72,10 @@ fn opens_what_a_member_sealed_once() {
         "the body is not in clear"
     );
     assert_eq!(
-        opener.open(SECOND, &datagram),
+        opener.open_here(SECOND, &datagram),
         Ok((boot(1, 10), b"hello".to_vec()))
     );
-    assert_eq!(opener.open(SECOND, &datagram), Err(Unopened::Replay));
+    assert_eq!(opener.open_here(SECOND, &datagram), Err(Unopened::Replay));
     let counted: Vec<_> = opener.drops().filter(|(_, count)| *count > 0).collect();
     assert_eq!(counted, [("seal-replay", 1)]);
 }
@@ -49,9 +87,10 @@ fn every_flipped_bit_is_noticed() {
     for bit in 0..datagram.len() * 8 {
         let mut flipped = datagram.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
-        let reason = opener.open(SECOND, &flipped).expect_err("not opened");
+        let reason = opener.open_here(SECOND, &flipped).expect_err("not opened");
         let expected = match bit / 8 {
             0..4 => Unopened::Magic,
+            5 if bit % 8 == 0 => Unopened::Forged,
             4..6 => Unopened::Version,
             6..10 => Unopened::Epoch,
             _ => Unopened::Forged,
@@ -59,7 +98,7 @@ fn every_flipped_bit_is_noticed() {
         assert_eq!(reason, expected, "bit {bit}");
     }
     assert!(
-        opener.open(SECOND, &datagram).is_ok(),
+        opener.open_here(SECOND, &datagram).is_ok(),
         "forgeries closed no window"
     );
 }
@@ -71,18 +110,18 @@ fn datagrams_may_overtake_but_not_return() {
     datagrams[..100].reverse();
     let opened = datagrams[..100]
         .iter()
-        .filter(|datagram| opener.open(SECOND, datagram).is_ok())
+        .filter(|datagram| opener.open_here(SECOND, datagram).is_ok())
         .count();
     assert_eq!(opened, 100);
-    assert!(opener.open(SECOND, &datagrams[299]).is_ok());
+    assert!(opener.open_here(SECOND, &datagrams[299]).is_ok());
     assert_eq!(
-        opener.open(SECOND, &datagrams[150]),
+        opener.open_here(SECOND, &datagrams[150]),
         Err(Unopened::Replay),
         "too far behind"
     );
-    assert!(opener.open(SECOND, &datagrams[299 - 127]).is_ok());
+    assert!(opener.open_here(SECOND, &datagrams[299 - 127]).is_ok());
     for datagram in &datagrams[..100] {
-        assert_eq!(opener.open(SECOND, datagram), Err(Unopened::Replay));
+        assert_eq!(opener.open_here(SECOND, datagram), Err(Unopened::Replay));
     }
 }
 
@@ -91,8 +130,8 @@ fn a_later_boot_ends_the_earlier_one() {
     let (mut ghost, mut opener) = pair();
     let mut sealer = Sealer::new(boot(1, 11), &key(1));
     let old = seal(&mut ghost, b"old");
-    assert!(opener.open(SECOND, &seal(&mut sealer, b"new")).is_ok());
-    assert_eq!(opener.open(SECOND, &old), Err(Unopened::Ghost));
+    assert!(opener.open_here(SECOND, &seal(&mut sealer, b"new")).is_ok());
+    assert_eq!(opener.open_here(SECOND, &old), Err(Unopened::Ghost));
 }
 
 #[test]
@@ -100,26 +139,26 @@ fn a_rotation_leaves_time_and_a_revocation_none() {
     let (mut sealer, mut opener) = pair();
     opener.handle_key(SECOND, key(2), false);
     assert!(
-        opener.open(2 * SECOND, &seal(&mut sealer, b"1")).is_ok(),
+        opener.open_here(2 * SECOND, &seal(&mut sealer, b"1")).is_ok(),
         "not told yet"
     );
     sealer.handle_key(&key(2));
     let second = seal(&mut sealer, b"2");
-    assert!(opener.open(2 * SECOND, &second).is_ok());
-    assert_eq!(opener.open(2 * SECOND, &second), Err(Unopened::Replay));
+    assert!(opener.open_here(2 * SECOND, &second).is_ok());
+    assert_eq!(opener.open_here(2 * SECOND, &second), Err(Unopened::Replay));
     let mut slow = Sealer::new(boot(2, 1), &key(1));
     assert_eq!(
-        opener.open(SECOND + OLD_KEY, &seal(&mut slow, b"late")),
+        opener.open_here(SECOND + OLD_KEY, &seal(&mut slow, b"late")),
         Err(Unopened::Epoch)
     );
     opener.handle_key(40 * SECOND, key(3), true);
     assert_eq!(
-        opener.open(40 * SECOND, &seal(&mut sealer, b"revoked")),
+        opener.open_here(40 * SECOND, &seal(&mut sealer, b"revoked")),
         Err(Unopened::Epoch)
     );
     opener.handle_key(40 * SECOND, key(2), false);
     assert_eq!(
-        opener.open(41 * SECOND, &seal(&mut sealer, b"older")),
+        opener.open_here(41 * SECOND, &seal(&mut sealer, b"older")),
         Err(Unopened::Epoch)
     );
 }
@@ -136,7 +175,7 @@ fn a_stranger_leaves_nothing_behind() {
     );
     for _ in 0..1_000 {
         assert_eq!(
-            opener.open(SECOND, &seal(&mut stranger, b"let me in")),
+            opener.open_here(SECOND, &seal(&mut stranger, b"let me in")),
             Err(Unopened::Forged)
         );
     }
@@ -144,12 +183,12 @@ fn a_stranger_leaves_nothing_behind() {
     for id in 1..=4 {
         assert!(
             opener
-                .open(SECOND, &seal(&mut Sealer::new(boot(id, 1), &key(1)), b""))
+                .open_here(SECOND, &seal(&mut Sealer::new(boot(id, 1), &key(1)), b""))
                 .is_ok()
         );
     }
     let fifth = seal(&mut Sealer::new(boot(5, 1), &key(1)), b"");
-    assert_eq!(opener.open(SECOND, &fifth), Err(Unopened::Full));
+    assert_eq!(opener.open_here(SECOND, &fifth), Err(Unopened::Full));
 }
 
 #[test]
@@ -166,7 +205,7 @@ fn secrets_do_not_print() {
 fn the_end_of_the_sequence_is_the_end() {
     let (mut sealer, _) = pair();
     sealer.sequence = u32::MAX - 1;
-    assert!(sealer.seal(b"last").is_ok());
-    assert_eq!(sealer.seal(b"one more"), Err(Unsealable::Exhausted));
-    assert_eq!(sealer.seal(&[0; 2_000]), Err(Unsealable::TooLong));
+    assert!(sealer.seal_here(b"last").is_ok());
+    assert_eq!(sealer.seal_here(b"one more"), Err(Unsealable::Exhausted));
+    assert_eq!(sealer.seal_here(&[0; 2_000]), Err(Unsealable::TooLong));
 }

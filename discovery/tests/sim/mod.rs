@@ -313,7 +313,7 @@ impl World {
             let opened = host
                 .keys
                 .as_mut()
-                .map(|(_, opener)| opener.open(now, &datagram.body));
+                .map(|(_, opener)| opener.open(now, datagram.source, host.address, &datagram.body));
             let _ = match opened {
                 None => member.handle_datagram(now, datagram.from, datagram.source, &datagram.body),
                 Some(Ok((from, body))) => member.handle_datagram(now, from, datagram.source, &body),
@@ -397,7 +397,13 @@ impl World {
         host.sent += 1;
         host.sent_bytes += size;
         let body = match &mut host.keys {
-            Some((sealer, _)) => sealer.seal(&body).expect("seals"),
+            Some((sealer, _)) => {
+                let destination = match to {
+                    To::Member(address) => Some(address),
+                    To::Group => None,
+                };
+                sealer.seal(host.address, destination, &body).expect("seals")
+            }
             None => body,
         };
         let datagram = Datagram {
