@@ -14,7 +14,7 @@ use cid_discovery::wire::Mode;
 use sim::{Wire, World, secs};
 
 /// Seeds that found something; they are lived again first.
-const ONCE_FAILED: &[u64] = &[519, 565, 4326];
+const ONCE_FAILED: &[u64] = &[519, 565, 4326, 27875];
 const BAIL_OUT: Duration = Duration::from_secs(60);
 /// Datagrams on their way, and a starved process, may carry the head's voice this far.
 const ECHO: Duration = Duration::from_secs(4);

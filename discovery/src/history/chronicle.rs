@@ -148,7 +148,10 @@ impl Chronicle {
         let Some(last) = self.table.get(&boot.id) else {
             return;
         };
-        if last.boot != boot {
+        // A later boot that is there will be recorded; one that is gone again took the earlier one with it.
+        let later = boot.incarnation > last.boot.incarnation;
+        let gone = matches!(liveness, Liveness::Dead | Liveness::Left);
+        if last.boot != boot && !(later && gone) {
             return;
         }
         self.pulses
