@@ -136,7 +136,7 @@ fn range(config: &Config, leases: usize) -> Option<Finding> {
 
 /// Loads the templates as a start would.
 fn templates(config: &Config) -> Vec<Finding> {
-    let broken = crate::service::broken_templates(config);
+    let broken = crate::offers::broken_templates(config);
     if broken.is_empty() {
         return vec![Finding::ok("templates", "the loader scripts can be rendered")];
     }

@@ -15,6 +15,7 @@ pub mod mac;
 mod mutation;
 pub mod nodes;
 pub mod nodeset;
+pub mod offers;
 pub mod registry;
 pub mod rivals;
 pub mod service;

@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use cidhead::config::{Config, DEFAULT_PATH, Product, STARTER, render, snippet};
 use cidhead::kept::Kept;
-use cidhead::{interface, service};
+use cidhead::{interface, offers, service};
 use clap::{Parser, Subcommand};
 
 /// What a person types.
@@ -188,7 +188,7 @@ fn check(file: &Path) -> Result<()> {
             file.display()
         ));
     }
-    findings.extend(service::check(&config));
+    findings.extend(offers::check(&config));
     use std::io::Write as _;
     // A reader that closed the pipe has what it wanted.
     let _ = std::io::stdout().write_all(render(&config).as_bytes());

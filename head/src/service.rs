@@ -3,9 +3,7 @@
 //! Order of start: interface and address, database, is there a rival, sockets, images, readiness. Nothing is bound
 //! before the database is ours, and nothing is answered before everything is bound.
 
-use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -20,8 +18,8 @@ use cid_bootserver::dhcp::socket::{Shell, Sockets};
 use cid_bootserver::files::{BootBegins, Files};
 use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::neighbours::KernelTable;
-use cid_bootserver::policy::{ImageFault, Reason, Transport};
-use cid_bootserver::site::{GroupSettings, Offers};
+use cid_bootserver::policy::Transport;
+use cid_bootserver::site::Offers;
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
 use cid_protocol::api::Event;
@@ -41,10 +39,7 @@ use crate::kept::Kept;
 use crate::registry::Registry;
 use crate::store::Store;
 use crate::wake::Power;
-use crate::{beacons, nodes};
-
-/// How often the image folder is looked at.
-const IMAGES_INTERVAL: Duration = Duration::from_secs(5);
+use crate::{beacons, nodes, offers};
 
 /// Callers that may wait to be accepted: a room of PCs.
 const BACKLOG: i32 = 1024;
@@ -116,7 +111,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         registry.restore_groups(contents.groups);
         registry
     });
-    let offers = load_offers(&config, interface.subnet.address).await?;
+    let offers = offers::load(&config, interface.subnet.address).await?;
     let mut tasks = start(&config, interface, bound, &core, &offers, &leases)?;
     let text = format!(
         "cidhead {} serves {}",
@@ -356,7 +351,7 @@ fn start(
     tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
     let offers = Arc::clone(offers);
     tasks.spawn(async move {
-        watch_images(offers).await;
+        offers::watch(offers).await;
         stopped("watching images")
     });
     Ok(tasks)
@@ -386,127 +381,6 @@ fn dhcp_settings(config: &Config, interface: &Interface) -> Result<Settings> {
         dns: config.dhcp.dns.clone(),
         domain: config.dhcp.domain.clone(),
     })
-}
-
-fn group_settings(config: &Config) -> BTreeMap<String, GroupSettings> {
-    let settings = |group: &crate::config::Group| GroupSettings {
-        image: group.image.clone(),
-        kernel_args: group.kernel_args.clone(),
-        bail_out_secs: group.bail_out.as_secs(),
-        patience_secs: group.patience.as_secs(),
-    };
-    config
-        .groups
-        .iter()
-        .map(|(name, group)| (name.clone(), settings(group)))
-        .collect()
-}
-
-/// A folder in which a file replaces the built-in template of its name.
-fn overrides(config: &Config) -> PathBuf {
-    config.state_dir.join("templates")
-}
-
-async fn load_offers(config: &Config, address: Ipv4Addr) -> Result<Arc<Offers>> {
-    let (images_dir, overrides, groups) = (
-        config.images_dir.clone(),
-        overrides(config),
-        group_settings(config),
-    );
-    let load = move || Offers::load(address, images_dir, Some(overrides), groups);
-    let offers = tokio::task::spawn_blocking(load)
-        .await
-        .context("the images cannot be read")?;
-    if let Some(chain) = broken_chain(&offers) {
-        bail!("{chain}, then start the head again");
-    }
-    for finding in findings(&offers) {
-        tracing::warn!("{finding}");
-    }
-    Ok(Arc::new(offers))
-}
-
-/// The first group whose UEFI PCs would be led into a chain of loaders that ends before the kernel. A head that starts
-/// with it would strand each of them once; one that runs when an image breaks sends them to their disks instead.
-fn broken_chain(offers: &Offers) -> Option<String> {
-    let current = offers.current();
-    current.site.groups.iter().find_map(|(name, group)| {
-        let fault = group.image_fault.as_ref()?;
-        let broken = matches!(fault, ImageFault::BrokenChain(_));
-        broken.then(|| format!("group {name}: {}", fault_text(fault, &group.image)))
-    })
-}
-
-async fn watch_images(offers: Arc<Offers>) {
-    let mut ticks = tokio::time::interval(IMAGES_INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let looked = Arc::clone(&offers);
-        if let Ok(true) = tokio::task::spawn_blocking(move || looked.refresh()).await {
-            tracing::info!("the image folder has changed");
-            for finding in findings(&offers) {
-                tracing::warn!("{finding}");
-            }
-        }
-    }
-}
-
-/// What keeps a group from booting, one line each.
-fn findings(offers: &Offers) -> Vec<String> {
-    let current = offers.current();
-    let mut found: Vec<String> = current.site.templates_broken.iter().cloned().collect();
-    for (name, group) in &current.site.groups {
-        if let Some(fault) = &group.image_fault {
-            found.push(format!("group {name}: {}", fault_text(fault, &group.image)));
-        }
-    }
-    found
-}
-
-fn fault_text(fault: &ImageFault, image: &str) -> String {
-    match fault {
-        ImageFault::Missing(what) => Reason::ImageMissing(what.clone()).to_string(),
-        ImageFault::Damaged(what) => Reason::ImageDamaged(what.clone()).to_string(),
-        ImageFault::NoUefiLoader => Reason::NoUefiLoader(image.to_owned()).to_string(),
-        ImageFault::BrokenChain(what) => {
-            let (image, what) = (image.to_owned(), what.clone());
-            Reason::BrokenChain { image, what }.to_string()
-        }
-    }
-}
-
-/// What `cidhead check` finds in templates and images. Blocks.
-pub fn check(config: &Config) -> Vec<String> {
-    let groups = group_settings(config);
-    let mut found = findings(&Offers::load(
-        Ipv4Addr::LOCALHOST,
-        config.images_dir.clone(),
-        Some(overrides(config)),
-        groups,
-    ));
-    for (name, group) in &config.groups {
-        if let Some(command) = &group.wake_command
-            && let Err(why) = command.look()
-        {
-            found.push(format!(
-                "group {name}: wake_command: {}: {why}",
-                command.program()
-            ));
-        }
-    }
-    found
-}
-
-/// Why the loader scripts cannot be rendered, if so. Blocks.
-pub fn broken_templates(config: &Config) -> Vec<String> {
-    let offers = Offers::load(
-        Ipv4Addr::LOCALHOST,
-        config.images_dir.clone(),
-        Some(overrides(config)),
-        BTreeMap::new(),
-    );
-    offers.current().site.templates_broken.iter().cloned().collect()
 }
 
 /// Probes of two heads on one wire must differ.
