@@ -137,7 +137,6 @@ pub async fn serve_connection<D: Directory, S: AsyncRead + AsyncWrite + Unpin>(
         let grub = is_grub(&request);
         let response = answer(files, peer, request).await;
         if grub && !response.status().is_success() {
-            reset_on_close.arm();
             return Err(HungUp);
         }
         Ok(response)
@@ -149,10 +148,11 @@ pub async fn serve_connection<D: Directory, S: AsyncRead + AsyncWrite + Unpin>(
         .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIME, connection).await {
-        Ok(Ok(())) => {}
+        Ok(Ok(())) => reset_on_close.disarm(),
         // Refused and counted in `answer` already.
         Ok(Err(error)) if error.is_user() => {}
         Ok(Err(error)) => {
+            reset_on_close.disarm();
             tracing::debug!(%peer, %error, "HTTP connection broken");
             files.count(&Drop::BrokenRequest);
         }
@@ -176,19 +176,27 @@ fn is_grub(request: &Request<Incoming>) -> bool {
     agent.is_some_and(|value| value.as_bytes().starts_with(b"GRUB "))
 }
 
-/// A second handle of a connection's socket, with which its close can be made a reset.
+/// A second handle of a connection's socket: while it is armed, a close is a reset. It is armed from the beginning, because GRUB
+/// waits for 106 s in a transfer that ended with a FIN, and a head that is killed has no other word left. What ends in good
+/// order is disarmed, so that the kernel delivers the last bytes.
 #[derive(Default)]
 pub struct ResetOnClose(Option<Socket>);
 
 impl ResetOnClose {
     fn of(stream: &TcpStream) -> Self {
-        Self(stream.as_fd().try_clone_to_owned().ok().map(Socket::from))
+        let this = Self(stream.as_fd().try_clone_to_owned().ok().map(Socket::from));
+        this.linger(Some(Duration::ZERO));
+        this
     }
 
-    fn arm(&self) {
+    fn disarm(&self) {
+        self.linger(None);
+    }
+
+    fn linger(&self, linger: Option<Duration>) {
         if let Some(socket) = &self.0 {
-            // Without it GRUB gives up after half a minute: slower, not worse.
-            let _ = socket.set_linger(Some(Duration::ZERO));
+            // Where it fails GRUB gives up later: slower, not worse.
+            let _ = socket.set_linger(linger);
         }
     }
 }

@@ -143,3 +143,28 @@ async fn one_address_cannot_hold_every_connection() {
     }
     panic!("not served again");
 }
+
+/// GRUB does not notice a FIN in a transfer. What ends in good order ends with one all the same (`ask` reads to the end).
+#[test]
+fn who_is_cut_off_by_the_end_of_the_head_is_told_by_a_reset() {
+    let room = Room::new();
+    let head = tokio::runtime::Runtime::new().unwrap();
+    let server = head.block_on(start(&room));
+    let loader = tokio::runtime::Runtime::new().unwrap();
+    let mut stream = loader.block_on(async {
+        let mut stream = TcpStream::connect(server).await.unwrap();
+        let request = b"GET /images/minimal/vmlinuz HTTP/1.1\r\nHost: 10.77.0.1\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        // The answer has begun.
+        stream.readable().await.unwrap();
+        stream
+    });
+    drop(head);
+    let ended = loader.block_on(stream.read_to_end(&mut Vec::new())).unwrap_err();
+    assert_eq!(ended.kind(), std::io::ErrorKind::ConnectionReset);
+    let (_, body) = loader.block_on(async {
+        let server = start(&room).await;
+        ask(server, "GET /images/minimal/vmlinuz", "").await
+    });
+    assert_eq!(body.len(), 100);
+}
