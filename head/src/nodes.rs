@@ -143,7 +143,7 @@ where
                 core.act(|registry, now| registry.handle_hello(now, id, address, *hello))
                     .1
             }
-            (_, false) => return Ended::NoHello,
+            (_, false) | (FromNode::Enroll(_), true) => return Ended::NoHello,
             (FromNode::Pulse(load), true) => core.act(|registry, now| registry.handle_pulse(now, id, load)).1,
             (
                 FromNode::GoingHome {

@@ -46,7 +46,7 @@ enum Event {
     LinksChanged,
     Dhcp { index: u32, bytes: Vec<u8> },
     Connected { number: u64, writer: OwnedWriteHalf },
-    Frame { number: u64, message: ToNode },
+    Frame { number: u64, message: Box<ToNode> },
     Closed { number: u64, why: String },
     Init(FromInit),
 }
@@ -220,7 +220,7 @@ impl Shell {
                 self.node.handle_connected(now);
             }
             Event::Frame { number, message } if current == Some(number) => {
-                self.node.handle_message(now, message)
+                self.node.handle_message(now, *message)
             }
             Event::Closed { number, why } if current == Some(number) => self.node.handle_closed(now, &why),
             Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
@@ -535,7 +535,12 @@ async fn converse(
     let (mut reader, writer) = stream.into_split();
     let _ = sender.send(Event::Connected { number, writer }).await;
     while let Some(message) = frames::read(&mut reader).await? {
-        let _ = sender.send(Event::Frame { number, message }).await;
+        let _ = sender
+            .send(Event::Frame {
+                number,
+                message: Box::new(message),
+            })
+            .await;
     }
     Ok(())
 }

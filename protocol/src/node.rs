@@ -16,7 +16,9 @@ pub const PULSE_SECS: u64 = 3;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum FromNode {
-    /// First message. The node is `up` once the head has answered [`ToNode::Welcome`].
+    /// The only message of a connection without a client certificate: the boot token for a certificate.
+    Enroll(Box<Enroll>),
+    /// First message of a connection with one. The node is `up` once the head has answered [`ToNode::Welcome`].
     Hello(Box<Hello>),
     /// Heartbeat with the load.
     Pulse(Load),
@@ -75,6 +77,10 @@ pub enum Leaving {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
 pub enum ToNode {
+    /// Answer to [`FromNode::Enroll`]; the head closes behind it, and the node calls again with the certificate.
+    Certificate(Certificate),
+    /// The group key was rotated.
+    Key(GroupKey),
     /// Accepted.
     Welcome(Welcome),
     /// Not accepted; the node shows the reason, closes, and tries again later.
@@ -110,6 +116,79 @@ pub struct Plan {
     pub until: String,
     /// As [`Welcome::home_at_unix_ms`].
     pub home_at_unix_ms: Option<u64>,
+}
+
+/// A boot asks for its certificate.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Enroll {
+    /// [`NODE_PROTOCOL_VERSION`].
+    pub version: u32,
+    /// `cid.token` of the kernel command line.
+    pub token: String,
+    /// MAC address of the card it booted from (`BOOTIF`), lower-case with colons.
+    pub mac: String,
+    /// SMBIOS system UUID, lower-case; empty when the firmware has none.
+    pub uuid: String,
+    /// As [`Hello::boot_id`].
+    pub boot_id: String,
+    /// The node's public key: SubjectPublicKeyInfo (RFC 5280), DER in base64.
+    pub public_key: String,
+}
+
+impl std::fmt::Debug for Enroll {
+    /// Without the token.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Enroll")
+            .field("mac", &self.mac)
+            .field("uuid", &self.uuid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The answer to [`Enroll`]: X.509 (RFC 5280), DER in base64.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The node's.
+    pub leaf: String,
+    /// The head's authority, which signed it.
+    pub authority: String,
+}
+
+/// What a node needs to speak as a member.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberTicket {
+    /// The node's id, 32 hexadecimal digits.
+    pub id: String,
+    /// Its incarnation. A node that starts its membership again without the head adds one; the head's steps leave room for that.
+    pub incarnation: u64,
+    /// The head's id.
+    pub head_id: String,
+    /// The head's incarnation.
+    pub head_incarnation: u64,
+    /// The key in force.
+    pub key: GroupKey,
+}
+
+/// The key that seals membership datagrams.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupKey {
+    /// Rises with every rotation.
+    pub epoch: u32,
+    /// 32 bytes, base64.
+    pub secret: String,
+    /// Somebody was thrown out: the key before it must not open another datagram.
+    #[serde(default)]
+    pub revoked: bool,
+}
+
+impl std::fmt::Debug for GroupKey {
+    /// Without the secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupKey")
+            .field("epoch", &self.epoch)
+            .field("revoked", &self.revoked)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a node says of itself when it joins.
@@ -226,6 +305,9 @@ pub struct Welcome {
     /// How it gets home when it restarts.
     #[serde(default)]
     pub way_home: WayHome,
+    /// Its place among the members; `None` from a head that takes no part in membership.
+    #[serde(default)]
+    pub member: Option<MemberTicket>,
 }
 
 #[cfg(test)]

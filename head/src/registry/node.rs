@@ -81,6 +81,7 @@ impl Registry {
             home_at_unix_ms,
             at_close,
             way_home,
+            member: None,
         };
         self.outputs.push_back(Output::Send {
             connection,

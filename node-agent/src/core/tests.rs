@@ -68,6 +68,7 @@ fn welcome() -> ToNode {
         home_at_unix_ms: None,
         at_close: Ending::PowerOff,
         way_home: WayHome::BootNext,
+        member: None,
     })
 }
 
