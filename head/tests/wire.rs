@@ -166,6 +166,7 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
             ..Hardware::default()
         },
         phases: Vec::new(),
+        incarnation: None,
     }));
     let dial = || {
         let mut socat = room.at_pc("socat");

@@ -474,6 +474,7 @@ impl Shell {
             door: word(cmdline::DOOR),
             hardware: hardware::report(index, &self.addresses()),
             phases: self.phases.clone(),
+            incarnation: None,
         }
     }
 

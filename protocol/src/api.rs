@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | `GET /v1/nodes?nodeset=…` | - | [`NodeList`] |
 //! | `POST /v1/adopt` | [`AdoptRequest`] | [`NodeList`] |
+//! | `GET /v1/top?nodeset=…` | - | [`TopList`] |
 //! | `GET /v1/explain/{mac}` | - | [`Explanation`] |
 //! | `GET /v1/doctor` | - | [`crate::doctor::Checkup`] |
 //! | `GET /v1/trace/{machine}` | - | [`crate::trace::Trace`] |
@@ -31,15 +32,19 @@ pub enum NodeState {
     Known,
     /// Was handed a loader script; has not joined yet.
     Booting,
+    /// Its agent speaks; it is not judged yet.
+    Joining,
     /// Joined.
     Up,
+    /// Joined, and does not answer its peers at the moment: nothing new for it, nothing taken away.
+    Suspect,
     /// Joined, and takes no new work: its group closes soon, it was released, or an administrator drained it.
     Draining,
     /// Rebooting into its own system.
     GoingHome,
     /// Was sent to its own disk.
     Home,
-    /// Was up; nothing heard of it for a while.
+    /// Was up, fell silent, and did not say that it goes.
     Lost,
     /// Asked to join and was refused.
     Refused,
@@ -94,6 +99,40 @@ pub struct NodeRow {
     pub last_decision: Option<String>,
     /// What it reported when it joined last; absent until then.
     pub hardware: Option<crate::node::Hardware>,
+}
+
+/// `GET /v1/top`
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TopList {
+    /// Nodes in the cluster, sorted by name.
+    pub nodes: Vec<TopRow>,
+}
+
+/// A node's load as the head knows it. What was not measured, or is not known yet, is absent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct TopRow {
+    /// Name.
+    pub name: String,
+    /// Boot NIC's MAC.
+    pub mac: String,
+    /// State's word (`up`, `suspect`, `draining`, …).
+    pub state: String,
+    /// Logical CPUs.
+    pub cpus: u32,
+    /// Tasks that run or want to; without a load from the membership, the one-minute load average.
+    pub runnable: Option<f32>,
+    /// Share of time in which some task waited for a CPU (10 s), in per cent.
+    pub pressure_percent: Option<u8>,
+    /// `MemAvailable`, in KiB.
+    pub memory_available_kib: Option<u64>,
+    /// `MemTotal`, in KiB.
+    pub memory_kib: u64,
+    /// Speed of one CPU against the reference machine; 1 is equal.
+    pub speed: Option<f32>,
+    /// Link speed in Mbit/s, a power of two near it.
+    pub link_mbit: Option<u64>,
+    /// Milliseconds since this was measured.
+    pub age_ms: Option<u64>,
 }
 
 /// `POST /v1/adopt`: accept seen PCs. With one machine and one name, or a node set of names that are given in

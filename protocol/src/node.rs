@@ -207,6 +207,10 @@ pub struct Hello {
     /// What PID 1 did until the agent started.
     #[serde(default)]
     pub phases: Vec<crate::trace::Phase>,
+    /// The incarnation it takes part in the membership with, if it does already: the welcome's ticket repeats it. `None` asks for
+    /// a new one.
+    #[serde(default)]
+    pub incarnation: Option<u64>,
 }
 
 /// The machine as the kernel sees it.

@@ -46,6 +46,7 @@ fn hello() -> FromNode {
             ..Hardware::default()
         },
         phases: Vec::new(),
+        incarnation: None,
     }))
 }
 

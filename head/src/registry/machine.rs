@@ -171,7 +171,9 @@ pub fn state_word(state: NodeState) -> &'static str {
         NodeState::Seen => "seen",
         NodeState::Known => "known",
         NodeState::Booting => "booting",
+        NodeState::Joining => "joining",
         NodeState::Up => "up",
+        NodeState::Suspect => "suspect",
         NodeState::Draining => "draining",
         NodeState::GoingHome => "going-home",
         NodeState::Home => "home",
@@ -181,11 +183,13 @@ pub fn state_word(state: NodeState) -> &'static str {
 }
 
 /// Every state, in the order of the API's documentation.
-pub const STATES: [NodeState; 9] = [
+pub const STATES: [NodeState; 11] = [
     NodeState::Seen,
     NodeState::Known,
     NodeState::Booting,
+    NodeState::Joining,
     NodeState::Up,
+    NodeState::Suspect,
     NodeState::Draining,
     NodeState::GoingHome,
     NodeState::Home,

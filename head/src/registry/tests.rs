@@ -157,6 +157,7 @@ impl Trace {
                 ..Hardware::default()
             },
             phases: Vec::new(),
+            incarnation: None,
         };
         let address = Ipv4Addr::new(10, 77, 0, 100 + number);
         self.registry

@@ -44,6 +44,7 @@ fn join(registry: &mut Registry, second: u64, windows: Option<&str>) {
             ..Hardware::default()
         },
         phases: Vec::new(),
+        incarnation: None,
     };
     registry.handle_hello(at(second), ConnectionId(second), [10, 99, 6, 7].into(), hello);
 }
