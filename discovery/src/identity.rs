@@ -57,7 +57,8 @@ fn fnv128(parts: &[&[u8]]) -> [u8; 16] {
 pub struct Boot {
     /// The machine.
     pub id: NodeId,
-    /// Rises with every boot: milliseconds since 1970 when the agent began.
+    /// Rises with every boot, assigned by the head: far apart, so that an agent that restarts while the head is down
+    /// can take the next number itself.
     pub incarnation: u64,
 }
 

@@ -1,18 +1,21 @@
 //! Who is a member, as far as this member knows: a table with SWIM's order of precedence, and the ring of who watches
 //! whom. Only rules; must never send, probe or wait.
 
+mod table;
 #[cfg(test)]
 mod tests;
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::net::SocketAddrV4;
-use core::ops::Bound;
 use core::time::Duration;
 
 use crate::identity::{Boot, NodeId};
 use crate::random::{Random, mix};
 use crate::wire::{BUCKETS, Liveness, Mode, Role, Rumor};
+
+use table::Table;
 
 /// Doubts of so many members are told apart.
 pub const MAX_VOTERS: usize = 3;
@@ -30,7 +33,7 @@ pub struct Doubt {
     pub mine: bool,
 }
 
-/// What is known of a member.
+/// What is known of a member: 48 bytes, since a room has the square of its machines of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its last boot.
@@ -43,16 +46,14 @@ pub struct Member {
     pub mode: Mode,
     /// What is believed.
     pub liveness: Liveness,
-    /// Since when.
-    pub since: Duration,
+    /// Since when, in hundredths of a second: [`Self::since`].
+    since_hundredths: u32,
     /// How often it contradicted.
     pub refutation: u16,
     /// Present while `liveness` is [`Liveness::Suspect`].
-    pub doubt: Option<Doubt>,
+    pub doubt: Option<Box<Doubt>>,
     /// Whether its death was declared without the head.
     pub headless: bool,
-    /// When it was last told that it is taken for suspect or dead.
-    pub told: Duration,
 }
 
 /// What a rumour changed.
@@ -79,9 +80,9 @@ pub enum Effect {
 /// The table. The owner itself is not in it.
 #[derive(Debug)]
 pub struct Roster {
-    members: BTreeMap<NodeId, Member>,
-    /// Nodes believed to be there, suspects included, for uniform choice.
-    present: Vec<NodeId>,
+    members: Table,
+    /// When a member that is taken for suspect or dead was last told so.
+    told: BTreeMap<NodeId, Duration>,
     buckets: [u32; BUCKETS],
     capacity: usize,
 }
@@ -90,8 +91,8 @@ impl Roster {
     /// A roster of `me` alone, for at most `capacity` others.
     pub fn new(me: Boot, role: Role, capacity: usize) -> Self {
         let mut roster = Self {
-            members: BTreeMap::new(),
-            present: Vec::new(),
+            members: Table::default(),
+            told: BTreeMap::new(),
             buckets: [0; BUCKETS],
             capacity,
         };
@@ -101,21 +102,31 @@ impl Roster {
 
     /// A member.
     pub fn member(&self, id: NodeId) -> Option<&Member> {
-        self.members.get(&id)
+        self.members.get(id)
     }
 
+    /// For its mode, its doubt and its address; what is believed of it only [`Self::apply`] changes.
     pub(crate) fn member_mut(&mut self, id: NodeId) -> Option<&mut Member> {
-        self.members.get_mut(&id)
+        self.members.get_mut(id)
+    }
+
+    /// Whether a member that is taken for suspect or dead may be told so, `pause` after the last time.
+    pub(crate) fn may_tell(&mut self, now: Duration, id: NodeId, pause: Duration) -> bool {
+        let due = self.told.get(&id).is_none_or(|told| now >= *told + pause);
+        if due {
+            self.told.insert(id, now);
+        }
+        due
     }
 
     /// Every member, the dead that are remembered included, by id.
     pub fn members(&self) -> impl Iterator<Item = &Member> {
-        self.members.values()
+        self.members.iter()
     }
 
     /// How many are believed to be there, the owner not counted.
     pub fn present(&self) -> usize {
-        self.present.len()
+        self.members.present()
     }
 
     /// Whether another stranger would not fit.
@@ -135,33 +146,18 @@ impl Roster {
 
     /// Members of one part, the dead included.
     pub fn in_bucket(&self, wanted: usize) -> impl Iterator<Item = &Member> {
-        let first = NodeId([
-            (wanted * 256 / BUCKETS) as u8,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-            0,
-        ]);
-        let range = self.members.range(first..);
-        range
-            .map(|(_, member)| member)
+        let mut first = NodeId([0; 16]);
+        if let Some(byte) = first.0.first_mut() {
+            *byte = (wanted * 256 / BUCKETS) as u8;
+        }
+        self.members
+            .from(first)
             .take_while(move |member| bucket(member.boot.id) == wanted)
     }
 
     /// Applies a rumour, or a first-hand finding in its form.
     pub fn apply(&mut self, now: Duration, rumor: &Rumor) -> Effect {
-        let Some(member) = self.members.get_mut(&rumor.boot.id) else {
+        let Some(member) = self.members.get_mut(rumor.boot.id) else {
             let news = matches!(rumor.liveness, Liveness::Alive | Liveness::Suspect);
             if !news || self.is_full() {
                 return Effect::Nothing;
@@ -236,41 +232,32 @@ impl Roster {
     /// Forgets the dead that were remembered long enough, and, with `headless`, those whose death was declared
     /// without the head.
     pub fn forget_dead(&mut self, now: Duration, headless: bool) -> Vec<NodeId> {
-        let old = |member: &&Member| {
-            !member.is_present() && (now >= member.since + REMEMBER_DEAD || headless && member.headless)
-        };
-        let ids: Vec<NodeId> = self
-            .members
-            .values()
-            .filter(old)
-            .map(|member| member.boot.id)
-            .collect();
+        let old = |member: &&Member| now >= member.since() + REMEMBER_DEAD || headless && member.headless;
+        let absent = self.members.absent().filter(old);
+        let ids: Vec<NodeId> = absent.map(|member| member.boot.id).collect();
         for id in &ids {
-            self.members.remove(id);
+            self.members.remove(*id);
+            self.told.remove(id);
         }
         ids
     }
 
     /// The node that `me` watches: the next on the ring that is alive, suspects skipped.
     pub fn watched_by(&self, me: NodeId) -> Option<&Member> {
-        let after = self.members.range((Bound::Excluded(me), Bound::Unbounded));
-        let wrapped = self.members.range(..me);
-        after
-            .chain(wrapped)
-            .map(|(_, member)| member)
-            .find(|member| member.role == Role::Node && member.liveness == Liveness::Alive)
+        let watched = |member: &&Member| {
+            member.role == Role::Node && member.liveness == Liveness::Alive && member.boot.id != me
+        };
+        let after = self.members.from(me);
+        after.chain(self.members.iter()).find(watched)
     }
 
     /// Whether `me` is one of the `most` members before `id` on the ring: those that give a second opinion about it.
     pub fn is_watcher(&self, me: NodeId, id: NodeId, most: usize) -> bool {
-        let before = self.members.range(..id).rev();
-        let wrapped = self.members.range((Bound::Excluded(id), Bound::Unbounded)).rev();
-        let alive = |member: &&Member| member.role == Role::Node && member.liveness == Liveness::Alive;
-        let last = before
-            .chain(wrapped)
-            .map(|(_, member)| member)
-            .filter(alive)
-            .nth(most - 1);
+        let alive = |member: &&Member| {
+            member.role == Role::Node && member.liveness == Liveness::Alive && member.boot.id != id
+        };
+        let wrapped = self.members.iter().rev().take_while(|member| member.boot.id > id);
+        let last = self.members.before(id).chain(wrapped).filter(alive).nth(most - 1);
         // We are among them when we stand between the last of them and `id`, going forward.
         last.is_none_or(|last| between(last.boot.id, me, id))
     }
@@ -278,16 +265,21 @@ impl Roster {
     /// A node that is believed to be there, and passes `wanted`; each is equally likely but for a few tries.
     pub fn choose(&self, random: &mut Random, wanted: impl Fn(&Member) -> bool) -> Option<&Member> {
         (0..8).find_map(|_| {
-            let id = self.present.get(random.below(self.present.len()))?;
-            self.members.get(id).filter(|member| wanted(member))
+            let member = self.members.nth_present(random.below(self.members.present()))?;
+            Some(member).filter(|member| wanted(member))
         })
     }
 
     /// A dead member, to be asked whether it is there again.
     pub fn choose_dead(&self, random: &mut Random) -> Option<&Member> {
         let dead = |member: &&Member| member.liveness == Liveness::Dead;
-        let count = self.members.values().filter(dead).count();
-        self.members.values().filter(dead).nth(random.below(count))
+        let count = self.members.absent().filter(dead).count();
+        self.members.absent().filter(dead).nth(random.below(count))
+    }
+
+    /// Bytes of the heap that the roster holds, doubts not counted.
+    pub fn heap_bytes(&self) -> usize {
+        self.members.heap_bytes()
     }
 
     fn admit(&mut self, now: Duration, rumor: &Rumor) {
@@ -297,48 +289,46 @@ impl Roster {
             role: rumor.role,
             mode: Mode::Quiet,
             liveness: Liveness::Left,
-            since: now,
+            since_hundredths: hundredths(now),
             refutation: rumor.refutation,
             doubt: None,
             headless: false,
-            told: Duration::ZERO,
         };
-        self.members.insert(rumor.boot.id, member);
+        self.members.insert(member);
         self.set(now, rumor, rumor.liveness);
     }
 
     fn retire(&mut self, id: NodeId) {
-        if let Some(member) = self.members.remove(&id)
+        self.told.remove(&id);
+        if let Some(member) = self.members.remove(id)
             && member.is_present()
         {
             self.toggle(member.boot, member.role);
-            self.present.retain(|other| *other != id);
         }
     }
 
     fn set(&mut self, now: Duration, rumor: &Rumor, liveness: Liveness) {
-        let Some(member) = self.members.get_mut(&rumor.boot.id) else {
-            return;
-        };
-        let (boot, role, was) = (member.boot, member.role, member.is_present());
-        if member.liveness != liveness {
-            member.since = now;
-        }
-        member.liveness = liveness;
-        member.headless = liveness == Liveness::Dead && rumor.headless;
-        member.doubt = (liveness == Liveness::Suspect).then(|| Doubt {
-            since: now,
-            voters: rumor.by.into_iter().collect(),
-            mine: false,
-        });
-        let is = member.is_present();
-        if was != is {
-            self.toggle(boot, role);
-            if is {
-                self.present.push(boot.id);
-            } else {
-                self.present.retain(|id| *id != boot.id);
+        let changed = self.members.change(rumor.boot.id, |member| {
+            let was = member.is_present();
+            if member.liveness != liveness {
+                member.since_hundredths = hundredths(now);
             }
+            member.liveness = liveness;
+            member.headless = liveness == Liveness::Dead && rumor.headless;
+            member.doubt = (liveness == Liveness::Suspect).then(|| {
+                Box::new(Doubt {
+                    since: now,
+                    voters: rumor.by.into_iter().collect(),
+                    mine: false,
+                })
+            });
+            (was != member.is_present()).then_some((member.boot, member.role))
+        });
+        if liveness == Liveness::Alive {
+            self.told.remove(&rumor.boot.id);
+        }
+        if let Some((boot, role)) = changed.flatten() {
+            self.toggle(boot, role);
         }
     }
 
@@ -361,6 +351,11 @@ impl Member {
         matches!(self.liveness, Liveness::Alive | Liveness::Suspect)
     }
 
+    /// Since when `liveness` is believed, to a hundredth of a second.
+    pub fn since(&self) -> Duration {
+        Duration::from_millis(u64::from(self.since_hundredths) * 10)
+    }
+
     /// What we would say of it.
     pub fn as_rumor(&self) -> Rumor {
         let doubt = self.doubt.as_ref();
@@ -374,6 +369,11 @@ impl Member {
             by: doubt.map(|doubt| doubt.voters.first().copied().unwrap_or(self.boot.id)),
         }
     }
+}
+
+/// Moments up to 497 days after the clock's zero; later ones are that.
+fn hundredths(now: Duration) -> u32 {
+    u32::try_from(now.as_millis() / 10).unwrap_or(u32::MAX)
 }
 
 fn bucket(id: NodeId) -> usize {

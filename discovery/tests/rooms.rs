@@ -296,7 +296,8 @@ fn everybody_knows_everybodys_load() {
         }
     }
     println!("oldest load {oldest:?}");
-    assert!(oldest <= secs(60.0), "{oldest:?}");
+    // A vector is told again after up to 34 s, and an answer that was lost twice is made good by the next telling.
+    assert!(oldest <= secs(75.0), "{oldest:?}");
 }
 
 #[test]

@@ -138,10 +138,12 @@ impl Membership {
         if let Some(member) = self.roster.member_mut(from.id) {
             hasten = message.mode == Mode::Busy && member.mode == Mode::Quiet;
             member.mode = message.mode;
-            if member.liveness != Liveness::Alive && now >= member.told + TELL_AGAIN {
-                member.told = now;
+            if member.liveness != Liveness::Alive {
                 tell = Some(member.as_rumor());
             }
+        }
+        if tell.is_some() && !self.roster.may_tell(now, from.id, TELL_AGAIN) {
+            tell = None;
         }
         if let Some(rumor) = tell {
             if let Some(doubt) = self

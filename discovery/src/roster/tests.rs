@@ -123,3 +123,51 @@ fn strangers_cannot_grow_the_roster() {
     }
     assert_eq!((roster.members().count(), roster.present()), (16, 16));
 }
+
+#[test]
+fn a_member_is_small_and_the_table_is_a_sorted_map() {
+    use alloc::collections::BTreeMap;
+    assert_eq!(size_of::<Member>(), 48);
+    let mut random = Random::new(5);
+    let mut roster = Roster::new(rumor(1, 1, 0, Liveness::Alive).boot, Role::Node, 10_000);
+    let mut model: BTreeMap<NodeId, (u64, Liveness)> = BTreeMap::new();
+    let all = [Liveness::Alive, Liveness::Suspect, Liveness::Dead, Liveness::Left];
+    for step in 0..40_000_u64 {
+        // Ids come in clumps, grow to thousands, and shrink again.
+        let mut id = NodeId([random.below(64) as u8 + 2; 16]);
+        id.0[3] = random.below(64) as u8;
+        let mut told = rumor(0, 1 + step / 16, random.below(4) as u16, all[random.below(4)]);
+        told.boot.id = id;
+        let before = model.get(&id).copied();
+        if roster.apply(NOW, &told) != Effect::Nothing {
+            let member = roster.member(id).expect("applied");
+            model.insert(id, (member.boot.incarnation, member.liveness));
+        } else if before.is_none() {
+            assert!(roster.member(id).is_none());
+        }
+        if step % 5_000 == 4_999 {
+            let late = NOW + REMEMBER_DEAD + Duration::from_secs(1);
+            let gone = roster.forget_dead(late, false);
+            assert!(!gone.is_empty());
+            model.retain(|_, (_, liveness)| !matches!(liveness, Liveness::Dead | Liveness::Left));
+        }
+        if step % 500 == 0 {
+            let found: Vec<_> = roster
+                .members()
+                .map(|m| (m.boot.id, (m.boot.incarnation, m.liveness)))
+                .collect();
+            let expected: Vec<_> = model.iter().map(|(id, entry)| (*id, *entry)).collect();
+            assert_eq!(found, expected, "step {step}");
+            let present = |(_, (_, liveness)): &&(NodeId, (u64, Liveness))| {
+                matches!(liveness, Liveness::Alive | Liveness::Suspect)
+            };
+            assert_eq!(roster.present(), expected.iter().filter(present).count());
+            let me = NodeId([random.below(256) as u8; 16]);
+            let alive = |(_, (_, liveness)): &(&NodeId, &(u64, Liveness))| *liveness == Liveness::Alive;
+            let after = model.range((core::ops::Bound::Excluded(me), core::ops::Bound::Unbounded));
+            let next = after.chain(model.range(..me)).find(alive).map(|(id, _)| *id);
+            assert_eq!(roster.watched_by(me).map(|member| member.boot.id), next);
+        }
+    }
+    assert!(model.len() > 1_000, "{}", model.len());
+}
