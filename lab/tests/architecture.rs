@@ -14,6 +14,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cid-initramfs", &[]),
     ("cid-discovery", &[]),
     ("cid-manual", &[]),
+    ("cid-trust", &[]),
     ("cid-bootserver", &["cid-protocol"]),
     ("cidbuild", &["cid-protocol", "cid-initramfs", "cid-manual"]),
     (
@@ -24,11 +25,15 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cid-bootserver",
             "cid-discovery",
             "cid-manual",
+            "cid-trust",
         ],
     ),
     ("cid-init", &["cid-protocol", "cid-sys"]),
-    ("cid-agent", &["cid-protocol", "cid-sys", "cid-discovery"]),
-    ("cidctl", &["cid-protocol", "cid-manual"]),
+    (
+        "cid-agent",
+        &["cid-protocol", "cid-sys", "cid-discovery", "cid-trust"],
+    ),
+    ("cidctl", &["cid-protocol", "cid-manual", "cid-trust"]),
     ("cidlab", &["cid-protocol", "cid-sys", "cid-manual"]),
 ];
 
@@ -53,6 +58,7 @@ const INIT_CLOSURE: &[&str] = &[
 const PURE: &[&str] = &[
     "discovery/src",
     "initramfs/src",
+    "trust/src",
     "bootserver/src/policy.rs",
     "bootserver/src/dhcp",
     "head/src/registry.rs",
