@@ -256,6 +256,8 @@ mod tests {
             cpus: 2,
             memory_kib: 498_000,
             load1: Some(0.251),
+            clock_ahead_us: None,
+            clock_error_us: None,
             image: Some("minimal".into()),
             door: Some("pxe-bios".into()),
             last_seen_unix: 100,

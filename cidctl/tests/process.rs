@@ -58,6 +58,8 @@ fn node(name: &str) -> NodeRow {
         cpus: 2,
         memory_kib: 512 * 1024,
         load1: Some(0.5),
+        clock_ahead_us: None,
+        clock_error_us: None,
         image: Some("minimal".into()),
         door: Some("pxe-bios".into()),
         last_seen_unix: 0,

@@ -253,6 +253,15 @@ impl Core {
         (id, receiver)
     }
 
+    /// Sends at once, past everything that waits for the disk: only what acknowledges nothing and is worthless later.
+    pub fn send_now(&self, id: ConnectionId, message: ToNode) {
+        if let Some(sender) = lock(&self.connections).get(&id)
+            && sender.try_send(Outgoing::Message(Box::new(message))).is_err()
+        {
+            self.drops.count("node-too-slow");
+        }
+    }
+
     /// Forgets a connection.
     pub fn disconnect(&self, id: ConnectionId) {
         lock(&self.connections).remove(&id);

@@ -20,6 +20,7 @@ pub mod registry;
 pub mod rivals;
 pub mod service;
 pub mod store;
+pub mod time;
 pub mod timeline;
 pub mod wake;
 pub mod wall;

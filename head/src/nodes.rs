@@ -8,7 +8,8 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use cid_protocol::node::{FromNode, MAX_FRAME, ToNode};
+use base64::prelude::{BASE64_STANDARD as BASE64, Engine as _};
+use cid_protocol::node::{FromNode, MAX_FRAME, TimeQuestion, ToNode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -16,6 +17,7 @@ use tokio::time::timeout;
 
 use crate::core::{Core, Outgoing};
 use crate::registry::ConnectionId;
+use crate::time::{self, Observer};
 
 /// Connections in all.
 pub const MAX_CONNECTIONS: usize = 4_096;
@@ -129,6 +131,7 @@ where
     R: AsyncRead + Unpin,
 {
     let mut joined = false;
+    let mut clock = Observer::default();
     loop {
         let patience = if joined { IDLE_TIMEOUT } else { HELLO_TIMEOUT };
         let message = match timeout(patience, read_message(reader)).await {
@@ -136,7 +139,12 @@ where
             Ok(Err(ended)) => return ended,
             Ok(Ok(message)) => message,
         };
+        let received = crate::wall::unix_now();
         let pending = match (message, joined) {
+            (FromNode::Time(question), true) => {
+                tell_time(core, id, &mut clock, &question, received);
+                continue;
+            }
             (FromNode::Hello(_), true) => return Ended::HelloTwice,
             (FromNode::Hello(hello), false) => {
                 joined = true;
@@ -162,6 +170,26 @@ where
             tracing::warn!(%address, %error, "a node's message is not on disk");
             return Ended::ClosedByHead;
         }
+    }
+}
+
+/// Answers at once: what waits here is measured as the network's.
+fn tell_time(core: &Core, id: ConnectionId, clock: &mut Observer, asked: &TimeQuestion, received: Duration) {
+    let packet = BASE64.decode(&asked.packet).ok();
+    let packet: Option<[u8; time::PACKET]> = packet.and_then(|packet| packet.try_into().ok());
+    let Some(packet) = packet else {
+        return core.drops.count("node-bad-time-question");
+    };
+    let measured = clock.handle_question(&packet, asked.heard_unix_us, received);
+    let sent = crate::wall::unix_now();
+    let Some(answer) = time::answer(&packet, received, sent) else {
+        return core.drops.count("node-bad-time-question");
+    };
+    let packet = BASE64.encode(answer);
+    core.send_now(id, ToNode::Time { packet });
+    clock.handle_sent(sent);
+    if let Some(measured) = measured {
+        core.tell(|registry, _| registry.handle_clock(id, measured));
     }
 }
 

@@ -24,6 +24,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use crate::clock::Timekeeper;
 use crate::core::{Config, Node, Output};
 use crate::dhcp::{self, Client};
 use crate::leaving::{self, Prepared};
@@ -77,6 +78,7 @@ struct Shell {
     connection: Option<Connection>,
     connections: u64,
     announcer: Announcer,
+    time: Timekeeper,
     beacon_socket: Option<UdpSocket>,
     head: Option<SocketAddrV4>,
     init: InitWriter,
@@ -136,6 +138,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         connection: None,
         connections: 0,
         announcer,
+        time: Timekeeper::default(),
         beacon_socket: None,
         head,
         init,
@@ -182,6 +185,9 @@ impl Shell {
             let now = self.now();
             self.node.handle_deadline(now);
             self.announcer.handle_deadline(now);
+            if let Some(question) = self.time.handle_deadline(now) {
+                self.send(FromNode::Time(question)).await;
+            }
             self.wires
                 .values_mut()
                 .for_each(|wire| wire.client.handle_deadline(now));
@@ -197,6 +203,7 @@ impl Shell {
         clients
             .chain(self.node.next_deadline())
             .chain(self.announcer.next_deadline())
+            .chain(self.time.next_deadline())
             .min()
     }
 
@@ -219,10 +226,21 @@ impl Shell {
                 }
                 self.node.handle_connected(now);
             }
-            Event::Frame { number, message } if current == Some(number) => {
-                self.node.handle_message(now, *message)
+            Event::Frame { number, message } if current == Some(number) => match *message {
+                ToNode::Time { packet } => self.time.handle_answer(now, &packet),
+                message => {
+                    let welcome = matches!(message, ToNode::Welcome(_));
+                    self.node.handle_message(now, message);
+                    // Behind the message, which sets the clock roughly.
+                    if welcome {
+                        self.time.handle_up(now);
+                    }
+                }
+            },
+            Event::Closed { number, why } if current == Some(number) => {
+                self.time.handle_down();
+                self.node.handle_closed(now, &why);
             }
-            Event::Closed { number, why } if current == Some(number) => self.node.handle_closed(now, &why),
             Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
             Event::Init(FromInit::Phase { done_ms, name }) => self.phases.push(Phase { name, done_ms }),
             Event::Init(message) => self.node.handle_init(message),

@@ -89,6 +89,12 @@ pub struct NodeRow {
     pub memory_kib: u64,
     /// One-minute load average while up.
     pub load1: Option<f32>,
+    /// By how much its clock is ahead of the head's, in microseconds, as the head measures it while it is up.
+    #[serde(default)]
+    pub clock_ahead_us: Option<i64>,
+    /// `clock_ahead_us` is off by this much at the most.
+    #[serde(default)]
+    pub clock_error_us: Option<u64>,
     /// Image it runs or would run.
     pub image: Option<String>,
     /// Door of the last boot (`pxe-bios`, `pxe-uefi`, …).

@@ -22,6 +22,8 @@ pub enum FromNode {
     Hello(Box<Hello>),
     /// Heartbeat with the load.
     Pulse(Load),
+    /// What is the time?
+    Time(TimeQuestion),
     /// The node is going home for this reason (a person pressed a key, the head asked, an alarm).
     GoingHome {
         /// Plain words.
@@ -33,6 +35,16 @@ pub enum FromNode {
         #[serde(default)]
         steps: Vec<String>,
     },
+}
+
+/// A question for the head's time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeQuestion {
+    /// A packet of NTP in client mode (RFC 5905), base64.
+    pub packet: String,
+    /// The node's clock when it read the answer before, in microseconds since 1970. With it the head measures, too.
+    #[serde(default)]
+    pub heard_unix_us: Option<u64>,
 }
 
 /// Entries of `steps` in [`FromNode::GoingHome`].
@@ -96,6 +108,11 @@ pub enum ToNode {
         /// home when their welcome said.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         plan: Option<Plan>,
+    },
+    /// Answer to [`FromNode::Time`]: a packet of NTP in server mode, base64.
+    Time {
+        /// It.
+        packet: String,
     },
     /// Drain and reboot into the PC's own system.
     Release {

@@ -1,7 +1,7 @@
-//! Setting the system clock, and asking whether the kernel takes it as synchronised.
+//! Setting the system clock, steering it, and asking whether the kernel takes it as synchronised.
 //!
 //! While `STA_UNSYNC` is set the kernel never writes the hardware clock by itself (`sync_hw_clock`); every
-//! `clock_settime` sets it. Only `adjtimex` without it would clear it, and nothing here can.
+//! `clock_settime` sets it. Only `adjtimex` without it would clear it, and nothing here does that.
 
 use std::io;
 use std::mem::MaybeUninit;
@@ -37,6 +37,26 @@ pub fn is_unsynchronised() -> io::Result<bool> {
         state.assume_init()
     };
     Ok(state.status & libc::STA_UNSYNC != 0)
+}
+
+/// Gives the kernel's phase-locked loop (RFC 5905, appendix; `adjtimex(2)`) an offset to work off: it slews, and learns how
+/// fast the oscillator runs. `ahead_ns`: by how much the right time is ahead of this clock, at most half a second;
+/// `constant`: the logarithm to base 2 of the seconds between two such calls, less 4. The clock stays marked as
+/// unsynchronised, so the hardware clock is left alone.
+///
+/// # Errors
+/// What `adjtimex(2)` says: `EPERM` without CAP_SYS_TIME.
+pub fn discipline(ahead_ns: i64, constant: u8) -> io::Result<()> {
+    let mut state = MaybeUninit::<libc::timex>::zeroed();
+    // SAFETY: all-zero is a valid timex (integers only), so a reference to it may be made.
+    let asked = unsafe { state.assume_init_mut() };
+    asked.modes = libc::ADJ_OFFSET | libc::ADJ_STATUS | libc::ADJ_NANO | libc::ADJ_TIMECONST;
+    asked.status = libc::STA_PLL | libc::STA_UNSYNC;
+    asked.offset = ahead_ns;
+    asked.constant = constant.into();
+    // SAFETY: the kernel reads and writes one timex, which `asked` is, before the call returns. Neither nix nor rustix has
+    // the call.
+    crate::check(unsafe { libc::adjtimex(asked) }.into()).map(drop)
 }
 
 #[cfg(test)]

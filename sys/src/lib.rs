@@ -11,7 +11,7 @@
 //! | [`signals`] | the signal mask of a child |
 //! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
 //! | [`terminal`] | columns and rows of a terminal |
-//! | [`clock`] | setting the clock; whether the kernel takes it as synchronised |
+//! | [`clock`] | setting and steering the clock; whether the kernel takes it as synchronised |
 
 pub mod capabilities;
 pub mod clock;

@@ -72,6 +72,49 @@ fn dial(core: &Arc<Core>) -> (DuplexStream, tokio::task::JoinHandle<Ended>) {
 }
 
 #[tokio::test]
+async fn a_node_asks_for_the_time_and_its_clock_is_measured() {
+    let folder = tempfile::tempdir().unwrap();
+    let core = head(folder.path());
+    let (mut node, _task) = dial(&core);
+    node.write_all(&bytes(&hello())).await.unwrap();
+    assert!(matches!(answer(&mut node).await, ToNode::Welcome(_)));
+    // Client mode, version 4, its transmit timestamp an hour behind: a clock in the wrong zone.
+    let behind = Duration::from_secs(3_600);
+    let mut packet = [0; time::PACKET];
+    packet[0] = 0x23;
+    let seconds = (crate::wall::unix_now() - behind).as_secs() + 2_208_988_800;
+    packet[40..44].copy_from_slice(&(seconds as u32).to_be_bytes());
+    let mut heard_unix_us = None;
+    for _ in 0..2 {
+        let question = TimeQuestion {
+            packet: BASE64.encode(packet),
+            heard_unix_us,
+        };
+        node.write_all(&bytes(&FromNode::Time(question))).await.unwrap();
+        let ToNode::Time { packet: told } = answer(&mut node).await else {
+            panic!("no time")
+        };
+        let told = BASE64.decode(told).unwrap();
+        assert_eq!((told[0], &told[24..32]), (0x24, &packet[40..48]));
+        heard_unix_us = Some(((seconds - 2_208_988_800) * 1_000_000).saturating_sub(5));
+    }
+    let clock = |core: &Core| core.read(|registry| registry.rows(&registry.everyone())[0].clock_ahead_us);
+    let ahead = clock(&core).expect("measured");
+    assert!((-3_601_500_000..-3_598_500_000).contains(&ahead), "{ahead}");
+    // Nonsense is counted and costs nobody the connection.
+    let nonsense = TimeQuestion {
+        packet: "AAAA".into(),
+        heard_unix_us: Some(u64::MAX),
+    };
+    node.write_all(&bytes(&FromNode::Time(nonsense))).await.unwrap();
+    node.write_all(&bytes(&FromNode::Pulse(Load::default())))
+        .await
+        .unwrap();
+    assert!(matches!(answer(&mut node).await, ToNode::Pulse { .. }));
+    assert_eq!(core.drops.all()["node-bad-time-question"], 1);
+}
+
+#[tokio::test]
 async fn a_node_joins_pulses_and_is_released() {
     let folder = tempfile::tempdir().unwrap();
     let core = head(folder.path());

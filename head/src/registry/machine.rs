@@ -8,6 +8,7 @@ use cid_protocol::api::NodeState;
 use cid_protocol::node::{Hardware, Leaving, Load};
 
 use crate::mac::Mac;
+use crate::time::ClockOffset;
 
 /// What is kept of a machine in the database.
 #[derive(Debug, Clone, PartialEq)]
@@ -111,6 +112,8 @@ pub(super) struct Machine {
     /// How long silence is borne from `heard` on.
     pub(super) grace: Duration,
     pub(super) load: Option<Load>,
+    /// How far its clock is from ours.
+    pub(super) clock: Option<ClockOffset>,
     /// When the node over this connection believes that it goes home, Unix time in milliseconds.
     pub(super) told: Option<u64>,
     /// It was told to go home and drains; at this moment, on the monotonic clock, it is taken to be on its way.
@@ -141,6 +144,7 @@ impl Machine {
             heard,
             grace,
             load: None,
+            clock: None,
             told: None,
             leaving: None,
             step_until: None,

@@ -12,6 +12,7 @@ use cid_protocol::trace::What;
 use super::boot::WITHOUT_A_WORD;
 use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, tame};
 use crate::mac::Mac;
+use crate::time::ClockOffset;
 
 impl Registry {
     /// A node asks to join over `connection` from `address`. The answer is a [`Output::Send`].
@@ -202,6 +203,14 @@ impl Registry {
         self.outputs.push_back(Output::Send { connection, message });
     }
 
+    /// The clock of the node at this connection was measured.
+    pub fn handle_clock(&mut self, connection: ConnectionId, clock: ClockOffset) {
+        let mac = self.connections.get(&connection);
+        if let Some(machine) = mac.and_then(|mac| self.machines.get_mut(mac)) {
+            machine.clock = Some(clock);
+        }
+    }
+
     /// A pulse over its own connection proves that a node still runs, whatever was heard in its name.
     fn revive(&mut self, now: Now, mac: Mac, connection: ConnectionId) {
         let Some(machine) = self.machines.get_mut(&mac) else {
@@ -311,6 +320,7 @@ impl Registry {
         {
             machine.connection = None;
             machine.load = None;
+            machine.clock = None;
         }
     }
 }

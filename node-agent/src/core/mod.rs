@@ -278,7 +278,14 @@ impl Node {
                 self.say(&format!("refused by the head: {reason}"));
             }
             (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
-            (_, ToNode::Welcome(_) | ToNode::Pulse { .. } | ToNode::Certificate(_) | ToNode::Key(_)) => {}
+            (
+                _,
+                ToNode::Welcome(_)
+                | ToNode::Pulse { .. }
+                | ToNode::Certificate(_)
+                | ToNode::Key(_)
+                | ToNode::Time { .. },
+            ) => {}
         }
     }
 
