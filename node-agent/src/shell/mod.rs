@@ -1,25 +1,30 @@
 //! Sockets, timers and files around the cores. One loop on one thread: events come in by one bounded queue,
 //! outputs are obeyed in order, and the heartbeat leaves from here, so a loop that hangs is noticed.
 
+mod beacons;
+mod head;
+mod init;
+mod wires;
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::hash::{BuildHasher, Hasher, RandomState};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::net::SocketAddrV4;
 use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use cid_discovery::{Announcer, Destination, NodeId};
-use cid_protocol::node::{FromNode, Hello, Leaving, NODE_PROTOCOL_VERSION, ToNode};
-use cid_protocol::supervision::{FromAgent, FromInit, MAX_LINE};
+use cid_discovery::{Announcer, NodeId};
+use cid_protocol::cmdline;
+use cid_protocol::node::{FromNode, Leaving, ToNode};
+use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
-use cid_protocol::{BEACON_GROUP, NODE_PORT, cmdline};
 use futures_lite::StreamExt;
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::tcp::OwnedWriteHalf;
-use tokio::net::unix::{OwnedReadHalf as InitReader, OwnedWriteHalf as InitWriter};
-use tokio::net::{TcpSocket, UdpSocket, UnixStream};
+use tokio::net::unix::OwnedWriteHalf as InitWriter;
+use tokio::net::{UdpSocket, UnixStream};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -28,8 +33,7 @@ use crate::clock::Timekeeper;
 use crate::core::{Config, Node, Output};
 use crate::dhcp::{self, Client};
 use crate::leaving::{self, Prepared};
-use crate::sockets::{dhcp_socket, udp_socket};
-use crate::{clock, frames, hardware, links};
+use crate::{clock, hardware, links};
 
 /// Events that may wait.
 const QUEUE: usize = 128;
@@ -97,7 +101,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         .context("supervision socket")?
         .into_split();
     let (sender, events) = channel(QUEUE);
-    tokio::spawn(read_init(init_reader, sender.clone()));
+    tokio::spawn(init::read_init(init_reader, sender.clone()));
 
     links::settings();
     let groups = [MulticastGroup::Link];
@@ -247,71 +251,6 @@ impl Shell {
         }
     }
 
-    /// Looks at all links: new ones are brought up, carriers are told to their clients and to the node.
-    async fn rescan(&mut self, now: Duration) {
-        let found = links::wired();
-        self.wires.retain(|index, wire| {
-            let there = found.iter().any(|link| link.index == *index);
-            if !there {
-                wire.reader.abort();
-            }
-            there
-        });
-        for link in &found {
-            if !self.wires.contains_key(&link.index)
-                && let Err(error) = self.open_wire(link)
-            {
-                log!("cid-agent: {}: {error:#}", link.name);
-            }
-            if let Some(wire) = self.wires.get_mut(&link.index)
-                && wire.carrier != link.carrier
-            {
-                wire.carrier = link.carrier;
-                wire.client.handle_carrier(now, link.carrier);
-            }
-        }
-        self.node.handle_links(now, found);
-    }
-
-    fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
-        // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
-        let (handle, up_index, name) = (self.handle.clone(), link.index, link.name.clone());
-        tokio::spawn(async move {
-            // First, so that it cannot take a new address away.
-            links::flush(&handle, up_index).await;
-            if let Err(error) = links::up(&handle, up_index).await {
-                log!("cid-agent: {name}: {error:#}");
-            }
-        });
-        let socket = std::sync::Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
-        let (index, sender, reading) = (link.index, self.sender.clone(), socket.clone());
-        let reader = tokio::spawn(async move {
-            let mut buffer = [0; 1500];
-            loop {
-                match reading.recv(&mut buffer).await {
-                    Ok(length) => {
-                        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
-                        // A full queue drops the datagram; the client asks again.
-                        let _ = sender.try_send(Event::Dhcp { index, bytes });
-                    }
-                    // ENETDOWN and the like: the link is down for now.
-                    Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
-                }
-            }
-        });
-        let client = Client::new(link.mac, seed());
-        let wire = Wire {
-            name: link.name.clone(),
-            carrier: false,
-            address: None,
-            client,
-            socket,
-            reader: reader.abort_handle(),
-        };
-        self.wires.insert(link.index, wire);
-        Ok(())
-    }
-
     /// Does what the cores want until they want nothing more.
     async fn obey(&mut self) -> anyhow::Result<()> {
         loop {
@@ -337,57 +276,6 @@ impl Shell {
                 return Ok(());
             }
         }
-    }
-
-    async fn obey_dhcp(&mut self, index: u32, output: dhcp::Output) {
-        let now = self.now();
-        let Some(wire) = self.wires.get(&index) else {
-            return;
-        };
-        match output {
-            dhcp::Output::Transmit { to, bytes } => {
-                if let Err(error) = wire.socket.send_to(&bytes, (to, 67)).await {
-                    log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
-                }
-            }
-            dhcp::Output::Configure(lease) => match self.configure(index, &lease).await {
-                Ok(()) => {
-                    log!(
-                        "cid-agent: {}: address {}/{} from {}",
-                        wire.name,
-                        lease.address,
-                        lease.prefix,
-                        lease.server
-                    );
-                    let address = format!("{}/{}", lease.address, lease.prefix);
-                    if let Some(wire) = self.wires.get_mut(&index) {
-                        wire.address = Some(address);
-                    }
-                    self.node.handle_address(now, index, Some(lease.address));
-                }
-                Err(error) => {
-                    log!("cid-agent: {}: {error:#}", wire.name);
-                    // The next look at the links asks for the address again.
-                    if let Some(wire) = self.wires.get_mut(&index) {
-                        wire.carrier = false;
-                    }
-                }
-            },
-            dhcp::Output::Deconfigure => {
-                let _ = timeout(KERNEL_BOUND, links::flush(&self.handle, index)).await;
-                if let Some(wire) = self.wires.get_mut(&index) {
-                    wire.address = None;
-                }
-                self.node.handle_address(now, index, None);
-            }
-        }
-    }
-
-    /// Bounded: the kernel makes this wait while another card comes up, and PID 1 listens for the heartbeat.
-    async fn configure(&self, index: u32, lease: &dhcp::Lease) -> anyhow::Result<()> {
-        timeout(KERNEL_BOUND, links::configure(&self.handle, index, lease))
-            .await
-            .context("the kernel is busy")?
     }
 
     async fn obey_node(&mut self, output: Output) -> anyhow::Result<()> {
@@ -444,58 +332,6 @@ impl Shell {
         }
     }
 
-    fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
-        self.connections += 1;
-        let (number, sender) = (self.connections, self.sender.clone());
-        let name = self
-            .wires
-            .get(&index)
-            .map(|wire| wire.name.clone())
-            .unwrap_or_default();
-        let task = tokio::spawn(async move {
-            let why = match converse(number, &name, from, head, &sender).await {
-                Ok(()) => "the head closed the connection".to_owned(),
-                Err(error) => format!("the head at {}: {error}", head.ip()),
-            };
-            let _ = sender.send(Event::Closed { number, why }).await;
-        });
-        self.connection = Some(Connection {
-            number,
-            task: task.abort_handle(),
-            writer: None,
-        });
-    }
-
-    async fn send(&mut self, message: FromNode) {
-        let now = self.now();
-        let Some(writer) = self
-            .connection
-            .as_mut()
-            .and_then(|connection| connection.writer.as_mut())
-        else {
-            return;
-        };
-        let why = match timeout(WRITE_BOUND, frames::write(writer, &message)).await {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => format!("the connection to the head broke: {error}"),
-            Err(_) => "the head takes no data".to_owned(),
-        };
-        self.node.handle_closed(now, &why);
-    }
-
-    fn hello(&self, index: u32) -> Hello {
-        let word = |key| cmdline::lookup(&self.cmdline, key).unwrap_or_default().to_owned();
-        Hello {
-            version: NODE_PROTOCOL_VERSION,
-            boot_id: hardware::read("/proc/sys/kernel/random/boot_id"),
-            image: word(cmdline::IMAGE),
-            door: word(cmdline::DOOR),
-            hardware: hardware::report(index, &self.addresses()),
-            phases: self.phases.clone(),
-            incarnation: None,
-        }
-    }
-
     /// Addresses of links with their prefix.
     fn addresses(&self) -> BTreeMap<u32, String> {
         let with_address = |(index, wire): (&u32, &Wire)| Some((*index, wire.address.clone()?));
@@ -507,82 +343,5 @@ impl Shell {
         let line = format!("{}\n", message.to_line());
         let written = timeout(WRITE_BOUND, self.init.write_all(line.as_bytes())).await;
         written.context("PID 1 does not listen")?.context("PID 1 is gone")
-    }
-
-    fn open_beacon_socket(&self, index: u32, address: Ipv4Addr) -> Option<UdpSocket> {
-        let name = self.wires.get(&index)?.name.clone();
-        let open = || -> std::io::Result<UdpSocket> {
-            let socket = udp_socket(&name, SocketAddrV4::new(address, 0))?;
-            socket.set_multicast_if_v4(&address)?;
-            // One subnet: 239.192/14 never crosses a router here.
-            socket.set_multicast_ttl_v4(1)?;
-            socket.set_multicast_loop_v4(false)?;
-            UdpSocket::from_std(socket.into())
-        };
-        open()
-            .inspect_err(|error| log!("cid-agent: {name}: beacon socket: {error}"))
-            .ok()
-    }
-
-    async fn send_beacon(&self, beacon: &cid_discovery::Transmit) {
-        let group = SocketAddrV4::new(BEACON_GROUP, NODE_PORT);
-        let to = match beacon.destination {
-            Destination::Group => Some(group),
-            Destination::Head => self.head.map(|head| SocketAddrV4::new(*head.ip(), NODE_PORT)),
-        };
-        if let (Some(socket), Some(to)) = (&self.beacon_socket, to) {
-            // The next beacon makes up for one that is lost here.
-            let _ = socket.send_to(&beacon.bytes, to).await;
-        }
-    }
-}
-
-/// One connection from dial to end.
-async fn converse(
-    number: u64,
-    link: &str,
-    from: Ipv4Addr,
-    head: SocketAddrV4,
-    sender: &Sender<Event>,
-) -> std::io::Result<()> {
-    let socket = TcpSocket::new_v4()?;
-    // The link decides the way, not the routing table: two links may be in one subnet.
-    socket.bind_device(Some(link.as_bytes()))?;
-    socket.bind(SocketAddr::from((from, 0)))?;
-    let stream = socket.connect(head.into()).await?;
-    stream.set_nodelay(true)?;
-    let (mut reader, writer) = stream.into_split();
-    let _ = sender.send(Event::Connected { number, writer }).await;
-    while let Some(message) = frames::read(&mut reader).await? {
-        let _ = sender
-            .send(Event::Frame {
-                number,
-                message: Box::new(message),
-            })
-            .await;
-    }
-    Ok(())
-}
-
-/// Lines of PID 1. An overlong one is dropped whole.
-async fn read_init(mut reader: InitReader, sender: Sender<Event>) {
-    let (mut line, mut overlong) = (Vec::new(), false);
-    let mut buffer = [0; 512];
-    while let Ok(length @ 1..) = reader.read(&mut buffer).await {
-        for byte in buffer.get(..length).unwrap_or_default() {
-            if *byte != b'\n' {
-                overlong |= line.len() >= MAX_LINE;
-                if !overlong {
-                    line.push(*byte);
-                }
-                continue;
-            }
-            let text = String::from_utf8_lossy(&std::mem::take(&mut line)).into_owned();
-            if !std::mem::take(&mut overlong)
-                && let Some(message) = FromInit::parse(&text)
-            {
-                let _ = sender.send(Event::Init(message)).await;
-            }
-        }
     }
 }

@@ -1,0 +1,129 @@
+//! Links: brought up, given to their DHCP clients, and the clients obeyed.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::timeout;
+
+use super::{Event, KERNEL_BOUND, Shell, Wire, seed};
+use crate::dhcp::{self, Client};
+use crate::links;
+use crate::sockets::dhcp_socket;
+
+impl Shell {
+    /// Looks at all links: new ones are brought up, carriers are told to their clients and to the node.
+    pub(super) async fn rescan(&mut self, now: Duration) {
+        let found = links::wired();
+        self.wires.retain(|index, wire| {
+            let there = found.iter().any(|link| link.index == *index);
+            if !there {
+                wire.reader.abort();
+            }
+            there
+        });
+        for link in &found {
+            if !self.wires.contains_key(&link.index)
+                && let Err(error) = self.open_wire(link)
+            {
+                log!("cid-agent: {}: {error:#}", link.name);
+            }
+            if let Some(wire) = self.wires.get_mut(&link.index)
+                && wire.carrier != link.carrier
+            {
+                wire.carrier = link.carrier;
+                wire.client.handle_carrier(now, link.carrier);
+            }
+        }
+        self.node.handle_links(now, found);
+    }
+
+    fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
+        // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
+        let (handle, up_index, name) = (self.handle.clone(), link.index, link.name.clone());
+        tokio::spawn(async move {
+            // First, so that it cannot take a new address away.
+            links::flush(&handle, up_index).await;
+            if let Err(error) = links::up(&handle, up_index).await {
+                log!("cid-agent: {name}: {error:#}");
+            }
+        });
+        let socket = std::sync::Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
+        let (index, sender, reading) = (link.index, self.sender.clone(), socket.clone());
+        let reader = tokio::spawn(async move {
+            let mut buffer = [0; 1500];
+            loop {
+                match reading.recv(&mut buffer).await {
+                    Ok(length) => {
+                        let bytes = buffer.get(..length).unwrap_or_default().to_vec();
+                        // A full queue drops the datagram; the client asks again.
+                        let _ = sender.try_send(Event::Dhcp { index, bytes });
+                    }
+                    // ENETDOWN and the like: the link is down for now.
+                    Err(_) => tokio::time::sleep(Duration::from_secs(1)).await,
+                }
+            }
+        });
+        let client = Client::new(link.mac, seed());
+        let wire = Wire {
+            name: link.name.clone(),
+            carrier: false,
+            address: None,
+            client,
+            socket,
+            reader: reader.abort_handle(),
+        };
+        self.wires.insert(link.index, wire);
+        Ok(())
+    }
+
+    pub(super) async fn obey_dhcp(&mut self, index: u32, output: dhcp::Output) {
+        let now = self.now();
+        let Some(wire) = self.wires.get(&index) else {
+            return;
+        };
+        match output {
+            dhcp::Output::Transmit { to, bytes } => {
+                if let Err(error) = wire.socket.send_to(&bytes, (to, 67)).await {
+                    log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
+                }
+            }
+            dhcp::Output::Configure(lease) => match self.configure(index, &lease).await {
+                Ok(()) => {
+                    log!(
+                        "cid-agent: {}: address {}/{} from {}",
+                        wire.name,
+                        lease.address,
+                        lease.prefix,
+                        lease.server
+                    );
+                    let address = format!("{}/{}", lease.address, lease.prefix);
+                    if let Some(wire) = self.wires.get_mut(&index) {
+                        wire.address = Some(address);
+                    }
+                    self.node.handle_address(now, index, Some(lease.address));
+                }
+                Err(error) => {
+                    log!("cid-agent: {}: {error:#}", wire.name);
+                    // The next look at the links asks for the address again.
+                    if let Some(wire) = self.wires.get_mut(&index) {
+                        wire.carrier = false;
+                    }
+                }
+            },
+            dhcp::Output::Deconfigure => {
+                let _ = timeout(KERNEL_BOUND, links::flush(&self.handle, index)).await;
+                if let Some(wire) = self.wires.get_mut(&index) {
+                    wire.address = None;
+                }
+                self.node.handle_address(now, index, None);
+            }
+        }
+    }
+
+    /// Bounded: the kernel makes this wait while another card comes up, and PID 1 listens for the heartbeat.
+    async fn configure(&self, index: u32, lease: &dhcp::Lease) -> anyhow::Result<()> {
+        timeout(KERNEL_BOUND, links::configure(&self.handle, index, lease))
+            .await
+            .context("the kernel is busy")?
+    }
+}
