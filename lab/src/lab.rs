@@ -160,6 +160,15 @@ impl Pc {
         self.control().and_then(|control| control.node(&self.mac()))
     }
 
+    /// By how much its system clock is off the head's at the most, as the head measured it last.
+    ///
+    /// # Errors
+    /// As [`Self::node`].
+    pub fn clock_error(&self) -> Result<Option<Duration>> {
+        let off = |row: &NodeRow| Some(row.clock_ahead_us?.unsigned_abs() + row.clock_error_us?);
+        Ok(self.node()?.as_ref().and_then(off).map(Duration::from_micros))
+    }
+
     pub(crate) fn control(&self) -> Result<&Control> {
         self.control.as_ref().context("this room has no head")
     }

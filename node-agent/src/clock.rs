@@ -47,12 +47,12 @@ fn correct(correction: Correction) {
     }
 }
 
-/// Steps the system clock to the head's. `clock_settime` leaves the clock marked as unsynchronised, so the kernel
+/// Steps the system clock to the head's if it is off by more than the network can explain; whether it did. `clock_settime` leaves the clock marked as unsynchronised, so the kernel
 /// does not write the hardware clock, in which Windows keeps local time.
-pub(crate) fn set(unix_ms: u64) {
+pub(crate) fn set(unix_ms: u64) -> bool {
     let theirs = Duration::from_millis(unix_ms);
     if now().abs_diff(theirs) <= TOLERANCE {
-        return;
+        return false;
     }
     match cid_sys::clock::set(theirs) {
         Ok(()) if matches!(cid_sys::clock::is_unsynchronised(), Ok(true)) => {}
@@ -61,4 +61,5 @@ pub(crate) fn set(unix_ms: u64) {
         }
         Err(error) => log!("cid-agent: cannot set the clock: {error}"),
     }
+    true
 }

@@ -64,7 +64,8 @@ impl Discipline {
     pub(crate) fn handle_up(&mut self, now: Duration) {
         *self = Self {
             bursting: true,
-            ask_at: Some(now),
+            // Not at once: the clock may be about to be set roughly.
+            ask_at: Some(now + BURST_SPACING),
             ..Self::default()
         };
     }
@@ -220,11 +221,11 @@ mod tests {
     #[test]
     fn a_lost_question_is_asked_again_and_nothing_is_asked_without_a_head() {
         let mut discipline = Discipline::default();
-        assert!(!discipline.asks(Duration::from_secs(1)));
         discipline.handle_up(Duration::ZERO);
-        assert!(discipline.asks(Duration::ZERO));
+        assert!(!discipline.asks(Duration::ZERO));
+        assert!(discipline.asks(BURST_SPACING));
         assert!(!discipline.asks(Duration::from_secs(1)));
-        assert!(discipline.asks(ANSWER_BOUND));
+        assert!(discipline.asks(BURST_SPACING + ANSWER_BOUND));
         let mut unasked = Discipline::default();
         assert_eq!(unasked.next_deadline(), None);
         assert_eq!(

@@ -305,7 +305,12 @@ impl Shell {
                 })
                 .await;
             }
-            Output::SetClock { unix_ms } => clock::set(unix_ms),
+            Output::SetClock { unix_ms } => {
+                if clock::set(unix_ms) {
+                    // What was asked before is of another clock.
+                    self.time.handle_up(self.now());
+                }
+            }
             Output::Tell(message) => self.tell(&message).await?,
             Output::Announce { link, state, name } => {
                 let now = self.now();
