@@ -13,6 +13,7 @@ mod manager;
 pub mod pc;
 mod plain_rom;
 pub mod qmp;
+pub mod rig;
 pub mod room;
 pub mod run;
 pub mod screen;

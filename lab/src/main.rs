@@ -1,6 +1,7 @@
 //! `cidlab`: a virtual PC room to play with, and the demonstration. Exit codes: 0 done, 1 failed (`demo`: a check
 //! failed), 2 usage, 4 (`demo`) it did not come to the checks.
 
+mod agents;
 mod keeper;
 
 use std::path::PathBuf;
@@ -86,6 +87,22 @@ enum Command {
         #[arg(long, value_name = "DIR")]
         images: Option<PathBuf>,
     },
+    /// Real agents and a real head in network namespaces, without QEMU, until you press Enter.
+    #[command(
+        after_help = "For looking at hundreds of members on one machine: cidlab agents 50, and in another window what it prints. \
+        Needs nftables and iproute2, and cid-agent beside cidlab (or CID_BIN_DIR)."
+    )]
+    Agents {
+        /// How many.
+        #[arg(value_parser = clap::value_parser!(u16).range(1..=1000))]
+        count: u16,
+        /// How many are switched on in a second.
+        #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
+        per_second: u32,
+    },
+    /// Becomes an agent of the rig.
+    #[command(hide = true)]
+    Cell(cidlab::rig::cell::Cell),
     /// Holds the room that `up` opened.
     #[command(hide = true)]
     Keep { pcs: u8, images: PathBuf, image: String },
@@ -123,6 +140,8 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Power { name, action } => keeper::power(&name, action)?,
         Command::Exec { command } => return keeper::exec(&command),
         Command::Keep { pcs, images, image } => keeper::keep(pcs, images, &image)?,
+        Command::Agents { count, per_second } => agents::hold(count.into(), per_second)?,
+        Command::Cell(cell) => cidlab::rig::cell::enter(&cell)?,
         Command::Documents(documents) => documents.write::<Arguments>("1")?,
         Command::Screenshot { out, images } => cidlab::screen::portrait(&or_default(images), &out)?,
         Command::Variables { before, after } => return variables(&before, &after),

@@ -18,7 +18,8 @@ pub const HEAD_ADDRESS: &str = "10.77.0.1";
 /// The room's network.
 pub const NETWORK: &str = "10.77.0.0/24";
 
-/// Runs as process 1 of the room. `sysfs` is mounted anew so that `/sys/class/net` shows the room's interfaces.
+/// Runs as process 1 of the room. The bridge must not answer ARP for the head's address (it would, since it lives in the head's
+/// namespace): what is sent to the head would come in by `br0`, where the head does not listen. `sysfs` is mounted anew so that `/sys/class/net` shows the room's interfaces.
 const SETUP: &str = "
 set -e
 mount -t sysfs sysfs /sys 2>/dev/null || true
@@ -32,6 +33,7 @@ link set br0 up
 addr add 10.77.0.1/24 dev head0
 link set head0 up
 END
+echo 1 >/proc/sys/net/ipv4/conf/br0/arp_ignore
 echo ready
 exec cat
 ";
@@ -332,7 +334,7 @@ pub fn signal(child: &Child, signal: Signal) -> Result<()> {
 }
 
 /// First child of a process.
-fn child_of(process: u32) -> Option<u32> {
+pub(crate) fn child_of(process: u32) -> Option<u32> {
     let children = fs::read_to_string(format!("/proc/{process}/task/{process}/children")).ok()?;
     children.split_whitespace().next()?.parse().ok()
 }

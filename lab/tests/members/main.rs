@@ -1,0 +1,70 @@
+//! Members: real agents and a real head in network namespaces. `ci/test` runs `covering`; the rest are slices of `ci/night`, named after the
+//! modules. Figures are printed: `--nocapture`.
+
+mod covering;
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cid_protocol::api::{NodeRow, NodeState};
+use cidlab::rig::{Agent, Rig};
+
+/// The room of the papers: thirteen.
+const ROOM: usize = 13;
+
+/// What the head says of all nodes, once `wanted` holds for it; and how long that took.
+fn head_says(
+    rig: &Rig,
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&[NodeRow]) -> bool,
+) -> Result<Duration> {
+    let started = std::time::Instant::now();
+    loop {
+        let nodes = rig.head.control().nodes();
+        if let Ok(nodes) = &nodes
+            && wanted(nodes)
+        {
+            return Ok(started.elapsed());
+        }
+        ensure!(
+            started.elapsed() < limit,
+            "the head did not say that {what} within {limit:?}: {}",
+            nodes.map_or_else(|error| format!("{error:#}"), |nodes| table(&nodes))
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A few words of each node.
+fn table(nodes: &[NodeRow]) -> String {
+    let line = |node: &NodeRow| format!("{} {:?} ({})", node.name, node.state, node.reason);
+    nodes.iter().map(line).collect::<Vec<_>>().join("; ")
+}
+
+/// Waits until the head that runs now, which remembers who was up, has heard every one of them itself; returns how long that took.
+fn all_heard_again(rig: &Rig, count: usize, limit: Duration) -> Result<Duration> {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
+    // Whole seconds are what it tells: from the next one on.
+    let since = now.as_secs() + 1;
+    head_says(rig, "it has heard all", limit, |nodes| {
+        all_up(nodes, count) && nodes.iter().filter(|node| node.last_seen_unix >= since).count() >= count
+    })
+}
+
+fn state_of(nodes: &[NodeRow], agent: &Agent) -> Option<NodeState> {
+    let mac = agent.mac();
+    nodes.iter().find(|node| node.mac == mac).map(|node| node.state)
+}
+
+fn all_up(nodes: &[NodeRow], count: usize) -> bool {
+    nodes.iter().filter(|node| node.state == NodeState::Up).count() == count
+}
+
+/// A line of `/proc/PROCESS/status`, in KiB.
+fn memory_kib(process: u32, line: &str) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let found = text.lines().find_map(|words| words.strip_prefix(line));
+    let number = found.and_then(|rest| rest.split_whitespace().next()?.parse().ok());
+    number.with_context(|| format!("no {line} of process {process}"))
+}
