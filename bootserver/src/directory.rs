@@ -30,6 +30,10 @@ pub trait Directory: Send + Sync + 'static {
         image: String,
     ) -> impl Future<Output = Result<(), CommitError>> + Send;
 
+    /// Words for the kernel command line of this boot alone: what it knows its head by, and what it proves itself with. Asked for
+    /// whenever a script is rendered; a secret of one boot, so never logged and never explained.
+    fn boot_words(&self, mac: MacAddress) -> String;
+
     /// A file of an image was asked for by the holder of this address.
     fn file_served(&self, client: Ipv4Addr, mac: Option<MacAddress>, path: &str);
 

@@ -344,7 +344,14 @@ impl<D: Directory> Files<D> {
             .unwrap_or_else(|| mac.to_string());
         let text = match &decision.action {
             Action::Boot(plan) => {
-                let text = self.offers.boot_script(boot, plan, mac, &machine, self.head);
+                let text = self.offers.boot_script(
+                    boot,
+                    plan,
+                    mac,
+                    &machine,
+                    self.head,
+                    &self.directory.boot_words(mac),
+                );
                 if text.is_ok() {
                     let commit = self.directory.script_handed_out(mac, plan.image.clone()).await;
                     commit.map_err(|_| Refusal::NotCommitted)?;

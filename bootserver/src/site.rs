@@ -171,7 +171,7 @@ impl Offers {
         windows::render(name, head)
     }
 
-    /// A loader script that boots `boot` on the machine.
+    /// A loader script that boots `boot` on the machine. `words` are for this boot alone, behind all others.
     pub fn boot_script(
         &self,
         template: &str,
@@ -179,8 +179,9 @@ impl Offers {
         mac: MacAddress,
         machine: &str,
         head: Ipv4Addr,
+        words: &str,
     ) -> Result<String, TemplateError> {
-        let cmdline = full_cmdline(boot, mac, head);
+        let cmdline = format!("{} {words}", full_cmdline(boot, mac, head));
         self.render(template, head, &boot.image, cmdline, machine, "")
     }
 

@@ -168,6 +168,8 @@ pub struct Config {
     pub dhcp: Dhcp,
     /// Time zone of the hours; absent is the head's own.
     pub time_zone: Option<String>,
+    /// How long a boot token is good.
+    pub token_valid: Duration,
     /// Groups by name.
     pub groups: BTreeMap<String, Group>,
     /// What is special about single machines.

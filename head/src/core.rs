@@ -225,6 +225,10 @@ impl Core {
                     durable = true;
                     writes.push(Write::Group(group, record));
                 }
+                Output::PersistCredential { mac, credential } => {
+                    durable = true;
+                    writes.push(Write::Credential(mac, credential));
+                }
                 output => outputs.push(output),
             }
         }
@@ -285,6 +289,7 @@ impl Core {
             | Output::Forget(_)
             | Output::Event { .. }
             | Output::PersistGroup { .. }
+            | Output::PersistCredential { .. }
             | Output::Step { .. } => return,
         };
         let mut connections = lock(&self.connections);

@@ -24,6 +24,7 @@ use crate::mac::Mac;
 use crate::registry::{Firmware, Now, Observation, Record, Registry, Verdict};
 use crate::rivals::Rivals;
 use crate::store::{StoreError, Write};
+use crate::trust::Trust;
 
 /// What the boot server asks and tells.
 pub struct Desk {
@@ -37,6 +38,7 @@ pub struct Desk {
     mode: DhcpMode,
     quirks: BTreeMap<Mac, String>,
     rivals: Mutex<Rivals>,
+    trust: Option<Arc<Trust>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -65,7 +67,15 @@ impl Desk {
             mode: DhcpMode::Full,
             quirks: BTreeMap::new(),
             rivals: Mutex::default(),
+            trust: None,
         }
+    }
+
+    /// Boots carry this authority's pin and tokens.
+    #[must_use]
+    pub fn trusting(mut self, trust: Arc<Trust>) -> Self {
+        self.trust = Some(trust);
+        self
     }
 
     /// What the configuration says of DHCP and of single machines.
@@ -118,6 +128,14 @@ impl Directory for Desk {
             .done()
             .await
             .map_err(|error| CommitError(error.to_string()))
+    }
+
+    fn boot_words(&self, mac: Mac) -> String {
+        let Some(trust) = &self.trust else {
+            return String::new();
+        };
+        let uuid = self.core.read(|registry| registry.record(mac)?.uuid.clone());
+        trust.boot_words(self.core.now().unix_ms, mac, &uuid.unwrap_or_default())
     }
 
     fn file_served(&self, _client: Ipv4Addr, mac: Option<Mac>, path: &str) {
@@ -206,7 +224,17 @@ impl BootView for Desk {
             Action::Boot(boot) => Some(BootAnswer {
                 image: boot.image.clone(),
                 loader: boot.loader.file().to_owned(),
-                cmdline: full_cmdline(boot, mac, self.offers.head()),
+                // Without a token: whoever asks here is not about to boot.
+                cmdline: match &self.trust {
+                    Some(trust) => {
+                        format!(
+                            "{} {}",
+                            full_cmdline(boot, mac, self.offers.head()),
+                            trust.pin_word()
+                        )
+                    }
+                    None => full_cmdline(boot, mac, self.offers.head()),
+                },
             }),
             Action::LocalDisk | Action::Restart | Action::NoBootAnswer => None,
         };

@@ -22,5 +22,6 @@ pub mod service;
 pub mod store;
 pub mod time;
 pub mod timeline;
+pub mod trust;
 pub mod wake;
 pub mod wall;

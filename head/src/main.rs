@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use cidhead::config::{Config, DEFAULT_PATH, Product, STARTER, render, snippet};
 use cidhead::kept::Kept;
-use cidhead::{interface, offers, service};
+use cidhead::{interface, offers, service, trust};
 use clap::{Parser, Subcommand};
 
 /// What a person types.
@@ -28,7 +28,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Write a commented head.toml and make the state folder. Never overwrites.
+    /// Write a commented head.toml, make the state folder and the certificate authority in it. Never overwrites.
     Init {
         /// Interface that faces the lab; without it, the first one with an address.
         #[arg(long)]
@@ -124,12 +124,18 @@ fn init(file: &Path, named: Option<String>, state_dir: Option<PathBuf>) -> Resul
     for folder in [&config.state_dir, &config.images_dir] {
         std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     }
+    // The authority with the folders: the first start finds it, and its pin can be noted before.
+    let (authority, _) = trust::open(&config.state_dir)?;
     let unit = "/lib/systemd/system/cidhead.service";
     let start = if file == Path::new(DEFAULT_PATH) && Path::new(unit).exists() {
         "systemctl start cidhead"
     } else {
         "cidhead"
     };
+    eprintln!(
+        "cidhead: this head's certificate authority is {}",
+        authority.pin()
+    );
     eprintln!(
         "cidhead: wrote {} for interface {chosen}; next: `cidbuild image minimal --out {}`, `cidhead check`, `{start}`",
         file.display(),

@@ -9,15 +9,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD as BASE64, Engine as _};
-use cid_protocol::node::{FromNode, MAX_FRAME, TimeQuestion, ToNode};
+use cid_protocol::node::{Enroll, FromNode, MAX_FRAME, TimeQuestion, ToNode};
+use cid_trust::{Fingerprint, Peer, TokenError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::core::{Core, Outgoing};
-use crate::registry::ConnectionId;
+use crate::registry::{ConnectionId, Enrolment, Registry};
 use crate::time::{self, Observer};
+use crate::trust::{BadEnrolment, Trust};
 
 /// Connections in all.
 pub const MAX_CONNECTIONS: usize = 4_096;
@@ -39,6 +41,18 @@ pub enum Ended {
     /// Not a message of this version.
     #[error("no message: {0}")]
     NotAMessage(serde_json::Error),
+    /// No TLS, or the other side's certificate is not believed; the word says which.
+    #[error("TLS: {1}")]
+    Handshake(&'static str, String),
+    /// A certificate of this cluster that is not in force (any more).
+    #[error("its certificate is revoked, or of a boot that is over")]
+    NotListed,
+    /// A certificate of somebody who has no business at this door.
+    #[error("{0} has no business here")]
+    NotANode(Peer),
+    /// Something else than `enroll` came from somebody without a certificate.
+    #[error("no certificate, and no enrolment")]
+    NotEnrolled,
     /// Something else came before `hello`.
     #[error("a message before hello")]
     NoHello,
@@ -65,6 +79,10 @@ impl Ended {
         match self {
             Self::FrameTooLong(_) => Some("node-frame-too-long"),
             Self::NotAMessage(_) => Some("node-not-a-message"),
+            Self::Handshake(word, _) => Some(word),
+            Self::NotListed => Some("node-not-listed"),
+            Self::NotANode(_) => Some("node-not-a-node"),
+            Self::NotEnrolled => Some("node-not-enrolled"),
             Self::NoHello => Some("node-no-hello"),
             Self::HelloTwice => Some("node-hello-twice"),
             Self::Silent => Some("node-silent"),
@@ -75,7 +93,7 @@ impl Ended {
 }
 
 /// Accepts connections for ever.
-pub async fn serve(core: Arc<Core>, listener: TcpListener) {
+pub async fn serve(core: Arc<Core>, trust: Arc<Trust>, listener: TcpListener) {
     let counts = Arc::new(PerAddress::default());
     loop {
         let (stream, peer) = match listener.accept().await {
@@ -93,9 +111,9 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener) {
             continue;
         };
         let _ = stream.set_nodelay(true);
-        let core = Arc::clone(&core);
+        let (core, trust) = (Arc::clone(&core), Arc::clone(&trust));
         tokio::spawn(async move {
-            let ended = converse(&core, stream, address).await;
+            let ended = receive(&core, &trust, stream, address).await;
             if let Some(reason) = ended.drop_reason() {
                 core.drops.count(reason);
                 tracing::debug!(%address, %ended, "node connection ended");
@@ -105,17 +123,89 @@ pub async fn serve(core: Arc<Core>, listener: TcpListener) {
     }
 }
 
+/// Who calls.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Caller {
+    /// Nobody yet: may enrol, and nothing else.
+    New,
+    /// Whoever has this certificate of our authority; whether it is in force is the registry's to say.
+    Certified(Fingerprint),
+    /// The protocol before there were certificates.
+    Plain,
+}
+
+/// TLS (its first byte is that of a handshake record, RFC 8446, 5.1) or, for node software of before, nothing.
+async fn receive(core: &Arc<Core>, trust: &Trust, stream: TcpStream, address: Ipv4Addr) -> Ended {
+    let mut first = [0];
+    match timeout(HELLO_TIMEOUT, stream.peek(&mut first)).await {
+        Err(_) => return Ended::Silent,
+        Ok(Err(error)) => return error.into(),
+        Ok(Ok(0)) => return Ended::Closed,
+        Ok(Ok(_)) => {}
+    }
+    if first != [0x16] {
+        return converse(core, trust, stream, address, Caller::Plain).await;
+    }
+    greet(core, trust, stream, address).await
+}
+
+/// Speaks TLS with whoever called until the end of the connection, and says how it ended.
+pub async fn greet<S>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr) -> Ended
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let stream = match timeout(HELLO_TIMEOUT, trust.acceptor().accept(stream)).await {
+        Err(_) => return Ended::Silent,
+        Ok(Err(error)) => return refused_handshake(error),
+        Ok(Ok(stream)) => stream,
+    };
+    let connection = stream.get_ref().1;
+    let caller = match cid_trust::peer_of(connection) {
+        Err(distrust) => return Ended::Handshake("tls-other-protocol", distrust.to_string()),
+        Ok(None) => Caller::New,
+        Ok(Some(Peer::Node(_))) => {
+            let leaf = connection.peer_certificates().and_then(<[_]>::first);
+            Caller::Certified(Fingerprint::of(leaf.map_or(&[], |leaf| leaf)))
+        }
+        Ok(Some(other)) => return Ended::NotANode(other),
+    };
+    converse(core, trust, stream, address, caller).await
+}
+
+/// A handshake that failed: by the word of what went wrong, where TLS got as far as that.
+fn refused_handshake(error: std::io::Error) -> Ended {
+    let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
+    match tls.map(cid_trust::word) {
+        Some(word) => Ended::Handshake(word, error.to_string()),
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => Ended::Closed,
+        None => error.into(),
+    }
+}
+
 /// Speaks with one node until the end of the connection, and says how it ended.
-pub async fn converse<S>(core: &Arc<Core>, stream: S, address: Ipv4Addr) -> Ended
+async fn converse<S>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr, caller: Caller) -> Ended
 where
     S: AsyncRead + AsyncWrite + Send + 'static,
 {
     let (mut reader, writer) = tokio::io::split(stream);
     let (id, outgoing) = core.connect();
+    if let Caller::Certified(fingerprint) = caller {
+        let (listed, pending) = core.act(|registry, _| registry.handle_certified(id, fingerprint));
+        pending.unacknowledged();
+        if !listed {
+            core.disconnect(id);
+            return tell_revoked(writer).await;
+        }
+    }
     let sender = tokio::spawn(send_loop(writer, outgoing));
     let mut writer_gone = sender;
     let ended = tokio::select! {
-        ended = receive_loop(core, &mut reader, id, address) => ended,
+        ended = async {
+            match caller {
+                Caller::New => enroll(core, trust, &mut reader, id).await,
+                Caller::Certified(_) | Caller::Plain => receive_loop(core, &mut reader, id, address).await,
+            }
+        } => ended,
         _ = &mut writer_gone => Ended::ClosedByHead,
     };
     core.disconnect(id);
@@ -124,6 +214,77 @@ where
         let _ = timeout(WRITE_TIMEOUT, writer_gone).await;
     }
     ended
+}
+
+/// The node learns why, so that the person before it does.
+async fn tell_revoked<W: AsyncWrite + Unpin>(mut writer: W) -> Ended {
+    let ended = Ended::NotListed;
+    let message = ToNode::Refused {
+        reason: format!("{ended}; restart the PC"),
+    };
+    if let Some(frame) = frame(&message) {
+        let _ = timeout(WRITE_TIMEOUT, writer.write_all(&frame)).await;
+    }
+    let _ = timeout(WRITE_TIMEOUT, writer.shutdown()).await;
+    ended
+}
+
+/// The one message of somebody without a certificate, and its answer.
+async fn enroll<R: AsyncRead + Unpin>(
+    core: &Arc<Core>,
+    trust: &Trust,
+    reader: &mut R,
+    id: ConnectionId,
+) -> Ended {
+    let message = match timeout(HELLO_TIMEOUT, read_message(reader)).await {
+        Err(_) => return Ended::Silent,
+        Ok(Err(ended)) => return ended,
+        Ok(Ok(message)) => message,
+    };
+    let FromNode::Enroll(asked) = message else {
+        return Ended::NotEnrolled;
+    };
+    let pending = match judge(core, trust, &asked) {
+        Ok(enrolment) => {
+            let (enrolled, pending) = core.act(|registry, now| registry.handle_enroll(now, id, enrolment));
+            if let Some(word) = enrolled.drop_reason() {
+                core.drops.count(word);
+            }
+            pending
+        }
+        Err(bad) => {
+            core.drops.count(bad.drop_reason());
+            let reason = bad.to_string();
+            tracing::debug!(mac = ?asked.mac, %reason, "enrolment refused");
+            // Only who holds a token of ours for this machine may say anything of it.
+            let of_ours = matches!(bad, BadEnrolment::Token(TokenError::Expired | TokenError::Future));
+            let refused = |registry: &mut Registry, now| {
+                if let (true, Ok(mac)) = (of_ours, asked.mac.parse()) {
+                    registry.handle_token_refused(now, mac, &reason);
+                }
+                registry.refuse(id, reason.clone());
+            };
+            core.act(refused).1
+        }
+    };
+    if let Err(error) = pending.done().await {
+        tracing::warn!(%error, "an enrolment is not on disk");
+    }
+    Ended::ClosedByHead
+}
+
+fn judge(core: &Core, trust: &Trust, asked: &Enroll) -> Result<Enrolment, BadEnrolment> {
+    let honest = trust.check(core.now().unix_ms, asked)?;
+    let node = core.read(|registry| registry.id_for(honest.mac, &honest.uuid));
+    let leaf = trust.sign(node, &honest.public_key)?;
+    Ok(Enrolment {
+        mac: honest.mac,
+        token: honest.token,
+        key: honest.key,
+        node,
+        leaf,
+        authority: trust.certificate().to_vec(),
+    })
 }
 
 async fn receive_loop<R>(core: &Arc<Core>, reader: &mut R, id: ConnectionId, address: Ipv4Addr) -> Ended

@@ -12,6 +12,7 @@ mod hours;
 mod machine;
 mod node;
 mod rows;
+mod trust;
 mod wake;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -22,6 +23,7 @@ use cid_protocol::api::NodeState;
 use cid_protocol::node::{Leaving, ToNode};
 use cid_protocol::trace::{Step, What};
 
+use cid_trust::Fingerprint;
 use jiff::tz::TimeZone;
 
 use crate::config::{Config, Group, Pattern, Unknown};
@@ -35,6 +37,7 @@ pub use calendar::{GroupRecord, Opened};
 pub use commands::CommandError;
 use machine::Machine;
 pub use machine::{Record, STATES, state_word};
+pub use trust::{Credential, Enrolled, Enrolment};
 
 /// A node that was up is lost after this long without message or beacon.
 pub const LOST_AFTER: Duration = Duration::from_secs(15);
@@ -85,6 +88,13 @@ pub enum Output {
         group: String,
         /// What.
         record: GroupRecord,
+    },
+    /// Write what is kept of a machine's enrolment; what follows waits for it.
+    PersistCredential {
+        /// Whose.
+        mac: Mac,
+        /// What.
+        credential: Box<Credential>,
     },
     /// Remove a machine.
     Forget(Mac),
@@ -138,6 +148,11 @@ pub struct Registry {
     stranger_minute: u64,
     stranger_events: u32,
     timelines: Timelines,
+    credentials: BTreeMap<Mac, Credential>,
+    /// Certificates in force.
+    listed: BTreeMap<Fingerprint, Mac>,
+    /// Connections with such a certificate.
+    vouched: BTreeMap<ConnectionId, Mac>,
 }
 
 impl Registry {
@@ -173,6 +188,9 @@ impl Registry {
             stranger_minute: 0,
             stranger_events: 0,
             timelines: Timelines::default(),
+            credentials: BTreeMap::new(),
+            listed: BTreeMap::new(),
+            vouched: BTreeMap::new(),
         }
     }
 
@@ -361,6 +379,9 @@ impl Registry {
         };
         let record = &mut machine.record;
         let changed = record.state != state;
+        // It has gone: whoever speaks in its name from here on has to prove a boot.
+        let gone =
+            record.state == NodeState::GoingHome && !matches!(state, NodeState::GoingHome | NodeState::Up);
         if changed {
             record.state = state;
             record.since = now.unix_secs();
@@ -381,6 +402,9 @@ impl Registry {
                 self.trace(now, Some(mac), What::State { state, reason });
             }
             self.event(now, mac, "state", text);
+        }
+        if gone {
+            self.take_off_list(mac);
         }
     }
 
@@ -456,6 +480,7 @@ impl Registry {
         };
         self.machines.remove(&mac);
         self.timelines.forget(mac);
+        self.forget_credential(mac);
         self.strangers -= 1;
         self.outputs.push_back(Output::Forget(mac));
         true

@@ -38,6 +38,7 @@ use crate::interface::{self, Interface};
 use crate::kept::Kept;
 use crate::registry::Registry;
 use crate::store::Store;
+use crate::trust::{self, Trust};
 use crate::wake::Power;
 use crate::{beacons, nodes, offers};
 
@@ -101,6 +102,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         _ = terminate.recv() => return Ok(()),
         _ = interrupt.recv() => return Ok(()),
     };
+    let trust = trust::start(&config.state_dir, config.token_valid)?;
     let socket = config.socket.clone();
     let machines = contents.machines;
     let leases = contents.leases;
@@ -109,10 +111,11 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         let mut registry = Registry::new(&config, machines, now);
         registry.restore_timelines(contents.steps);
         registry.restore_groups(contents.groups);
+        registry.restore_credentials(contents.credentials);
         registry
     });
     let offers = offers::load(&config, interface.subnet.address).await?;
-    let mut tasks = start(&config, interface, bound, &core, &offers, &leases)?;
+    let mut tasks = start(&config, interface, bound, &core, &offers, &leases, &trust)?;
     let text = format!(
         "cidhead {} serves {}",
         env!("CARGO_PKG_VERSION"),
@@ -262,6 +265,7 @@ fn start(
     core: &Arc<Core>,
     offers: &Arc<Offers>,
     leases: &[crate::store::Lease],
+    trust: &Arc<Trust>,
 ) -> Result<JoinSet<anyhow::Error>> {
     let counters = Arc::new(Counters::default());
     // Where others give out the addresses, a lease of ours from former times is no word to go by.
@@ -277,7 +281,7 @@ fn start(
         Arc::clone(&counters),
         leases,
     );
-    let desk = Arc::new(desk.configured(config));
+    let desk = Arc::new(desk.configured(config).trusting(Arc::clone(trust)));
     let files = Files::new(
         Arc::clone(&desk),
         Arc::clone(offers),
@@ -337,9 +341,9 @@ fn start(
             http::serve(wire.http, by_http).await;
             stopped("HTTP")
         });
-        let nodes_core = Arc::clone(core);
+        let (nodes_core, trust) = (Arc::clone(core), Arc::clone(trust));
         tasks.spawn(async move {
-            nodes::serve(nodes_core, wire.nodes).await;
+            nodes::serve(nodes_core, trust, wire.nodes).await;
             stopped("the door for nodes")
         });
         let beacons_core = Arc::clone(core);

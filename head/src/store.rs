@@ -22,7 +22,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
 use crate::mac::Mac;
-use crate::registry::{GroupRecord, Record};
+use crate::registry::{Credential, GroupRecord, Record};
 
 /// File in the state folder.
 pub const FILE: &str = "cid.db";
@@ -48,6 +48,8 @@ pub enum Write {
     Step(Option<Mac>, Box<Step>),
     /// Replace what is kept of a group.
     Group(String, GroupRecord),
+    /// Insert or replace a machine's credential.
+    Credential(Mac, Box<Credential>),
 }
 
 /// Why the database cannot be used; each is one line with the remedy.
@@ -106,6 +108,8 @@ pub struct Contents {
     pub steps: Vec<(Option<Mac>, Step)>,
     /// What is kept of groups.
     pub groups: Vec<(String, GroupRecord)>,
+    /// The certificates in force, and what is kept of those that were.
+    pub credentials: Vec<(Mac, Credential)>,
 }
 
 /// A write that is on its way. Dropping it does not undo the write.
@@ -194,6 +198,7 @@ impl Store {
             leases: schema::leases(&writer).map_err(read)?,
             steps: schema::steps(&writer).map_err(read)?,
             groups: schema::groups(&writer).map_err(read)?,
+            credentials: schema::credentials(&writer).map_err(read)?,
         };
         let reader = connect(&path)?;
         let (queue, requests) = sync_channel(QUEUE);
@@ -364,7 +369,11 @@ impl Lazy {
                     // What is written now is newer than what waits in memory.
                     Write::Machine(ref record) => drop(self.records.remove(&record.mac)),
                     Write::ForgetMachine(mac) => drop(self.records.remove(&mac)),
-                    Write::Lease(_) | Write::Event(_) | Write::Step(..) | Write::Group(..) => {}
+                    Write::Lease(_)
+                    | Write::Event(_)
+                    | Write::Step(..)
+                    | Write::Group(..)
+                    | Write::Credential(..) => {}
                 }
                 writes.push(write);
             }
@@ -424,6 +433,7 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::Event(event) => schema::put_event(&transaction, event)?,
             Write::Step(about, step) => schema::put_step(&transaction, *about, step)?,
             Write::Group(name, group) => schema::put_group(&transaction, name, group)?,
+            Write::Credential(mac, credential) => schema::put_credential(&transaction, *mac, credential)?,
         }
     }
     transaction.commit()

@@ -42,6 +42,10 @@ impl Directory for TestDesk {
         Ok(())
     }
 
+    fn boot_words(&self, _mac: MacAddress) -> String {
+        "cid.token=one".to_owned()
+    }
+
     fn file_served(&self, _client: Ipv4Addr, _mac: Option<MacAddress>, _path: &str) {
         self.served.fetch_add(1, Ordering::SeqCst);
     }

@@ -57,6 +57,11 @@ pub(super) fn validate(file: &Path, raw: raw::Head) -> Result<Config, Fault> {
         unknown: check_unknown(raw.unknown, raw.default_group, &groups)?,
         dhcp,
         time_zone: check_zone(raw.time_zone)?,
+        token_valid: duration(
+            raw.trust.token.as_ref(),
+            "120s",
+            Duration::from_secs(30)..=Duration::from_secs(600),
+        )?,
         groups,
     })
 }

@@ -77,6 +77,9 @@ pub(super) struct Head {
     /// What the head does as a DHCP server.
     #[serde(default)]
     pub(super) dhcp: Dhcp,
+    /// How nodes prove that they are the boots that this head answered.
+    #[serde(default)]
+    pub(super) trust: Trust,
     /// Time zone of `hours` and `holidays`, "Europe/Berlin". Default: the head's own.
     pub(super) time_zone: Option<Spanned<String>>,
     /// Groups of PCs, by a name of your choice: [groups.lab-a].
@@ -114,6 +117,15 @@ pub(super) struct Dhcp {
     pub(super) dns: Vec<Spanned<String>>,
     /// Domain name for clients. Default: none.
     pub(super) domain: Option<Spanned<String>>,
+}
+
+/// How nodes prove that they are the boots that this head answered.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Trust {
+    /// How long the token in a boot script is good: from the script to the node's first word. Raise it for PCs whose kernel
+    /// and drivers take longer than that; whoever reads the wire has as long to use the token first. 30s to 10m. Default: "120s".
+    pub(super) token: Option<Spanned<String>>,
 }
 
 /// A group of PCs.

@@ -43,6 +43,9 @@ lease = "1h"
 # dns = ["10.77.0.1"]
 # domain = "lab.example"
 
+[trust]
+# token = "120s"        # how long a PC may take from its boot script to its first word; 30s to 10m
+
 [groups.lab-a]
 image = "minimal"
 # When these PCs may compute; without `hours` they never do. ["always"] is for PCs that nobody sits at.
@@ -125,6 +128,7 @@ fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {
     if let Some(zone) = &config.time_zone {
         writeln!(out, "time_zone = {}", string(zone))?;
     }
+    writeln!(out, "\n[trust]\ntoken = \"{}\"", seconds(config.token_valid))?;
     writeln!(out, "\n[dhcp]\nmode = \"{}\"", config.dhcp.mode.word())?;
     if config.dhcp.mode != DhcpMode::Full {
         return Ok(());

@@ -175,6 +175,10 @@ mod tests {
                 resolve(&schema, &schema["properties"]["dhcp"]),
             ),
             (
+                "interface = \"x\"\n[trust]\nnonsense_ = 1\n",
+                resolve(&schema, &schema["properties"]["trust"]),
+            ),
+            (
                 "interface = \"x\"\n[groups.a]\nnonsense_ = 1\n",
                 resolve(&schema, &schema["properties"]["groups"]["additionalProperties"]),
             ),

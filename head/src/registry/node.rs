@@ -17,7 +17,8 @@ use crate::time::ClockOffset;
 impl Registry {
     /// A node asks to join over `connection` from `address`. The answer is a [`Output::Send`].
     pub fn handle_hello(&mut self, now: Now, connection: ConnectionId, address: Ipv4Addr, hello: Hello) {
-        let Some(mac) = self.identify(&hello, address) else {
+        let certified = self.certified(connection);
+        let Some(mac) = certified.or_else(|| self.identify(&hello, address)) else {
             let text = "this machine is not adopted; `cidctl adopt` takes it in".to_owned();
             return self.refuse(connection, text);
         };
@@ -177,7 +178,7 @@ impl Registry {
             })
     }
 
-    fn refuse(&mut self, connection: ConnectionId, reason: String) {
+    pub(crate) fn refuse(&mut self, connection: ConnectionId, reason: String) {
         self.outputs.push_back(Output::Send {
             connection,
             message: ToNode::Refused { reason },
@@ -314,6 +315,7 @@ impl Registry {
 
     /// The connection is gone. The machine has [`LOST_AFTER`] from its last sign of life to come back.
     pub fn handle_disconnect(&mut self, connection: ConnectionId) {
+        self.vouched.remove(&connection);
         if let Some(mac) = self.connections.remove(&connection)
             && let Some(machine) = self.machines.get_mut(&mac)
             && machine.connection == Some(connection)

@@ -62,7 +62,7 @@ impl Trace {
                 Output::Event { text, .. } => self.events.push(text),
                 Output::Send { connection, message } => self.sent.push((connection, message)),
                 Output::PersistGroup { group, record } => drop(self.groups.insert(group, record)),
-                Output::Close { .. } | Output::Step { .. } => {}
+                Output::Close { .. } | Output::Step { .. } | Output::PersistCredential { .. } => {}
                 Output::Wake(target) => self.woken.push(target.mac),
             }
         }

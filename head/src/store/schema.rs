@@ -11,7 +11,7 @@ use jiff::Timestamp;
 
 use crate::hours::{Exception, Kind};
 use crate::mac::Mac;
-use crate::registry::{GroupRecord, Opened, Record, STATES, state_word};
+use crate::registry::{Credential, GroupRecord, Opened, Record, STATES, state_word};
 use crate::store::Lease;
 
 /// Events kept; older ones make room.
@@ -21,7 +21,13 @@ const MAX_STEPS: i64 = 64;
 
 /// Every step from an empty file to this version. Steps are added at the end, never changed.
 pub(super) fn migrations() -> Migrations<'static> {
-    Migrations::new(vec![M::up(FIRST), M::up(TIMELINES), M::up(HOURS), M::up(LEAVE)])
+    Migrations::new(vec![
+        M::up(FIRST),
+        M::up(TIMELINES),
+        M::up(HOURS),
+        M::up(LEAVE),
+        M::up(TRUST),
+    ])
 }
 
 const FIRST: &str = "CREATE TABLE lease (
@@ -69,6 +75,49 @@ const HOURS: &str = "CREATE TABLE grp (
 
 const LEAVE: &str = "ALTER TABLE grp ADD COLUMN leave_unix INTEGER;";
 
+/// The head accepts a node by its row here alone. `leaf` is the certificate in force, DER, or of no bytes when there is none.
+const TRUST: &str = "CREATE TABLE credential (
+             mac BLOB PRIMARY KEY,
+             node BLOB NOT NULL,
+             redeemed_unix_ms INTEGER NOT NULL,
+             nonce BLOB NOT NULL,
+             key_sha256 BLOB NOT NULL,
+             leaf BLOB NOT NULL
+         ) STRICT;";
+
+pub(super) fn put_credential(
+    transaction: &Transaction<'_>,
+    mac: Mac,
+    credential: &Credential,
+) -> rusqlite::Result<()> {
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO credential VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            mac.0.as_slice(),
+            credential.node.as_slice(),
+            credential.redeemed_unix_ms as i64,
+            credential.nonce.as_slice(),
+            credential.key.as_slice(),
+            credential.leaf,
+        ])?;
+    Ok(())
+}
+
+pub(super) fn credentials(connection: &Connection) -> rusqlite::Result<Vec<(Mac, Credential)>> {
+    let mut statement = connection.prepare("SELECT * FROM credential ORDER BY mac")?;
+    let credential_of = |row: &Row<'_>| {
+        let credential = Credential {
+            node: row.get("node")?,
+            redeemed_unix_ms: unsigned(row, "redeemed_unix_ms")?,
+            nonce: row.get("nonce")?,
+            key: row.get("key_sha256")?,
+            leaf: row.get("leaf")?,
+        };
+        Ok((Mac(row.get("mac")?), credential))
+    };
+    statement.query_map([], credential_of)?.collect()
+}
+
 pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rusqlite::Result<()> {
     let hardware = record
         .hardware
@@ -101,6 +150,9 @@ pub(super) fn forget_machine(transaction: &Transaction<'_>, mac: Mac) -> rusqlit
         .execute([mac.0.as_slice()])?;
     transaction
         .prepare_cached("DELETE FROM step WHERE mac = ?1")?
+        .execute([mac.0.as_slice()])?;
+    transaction
+        .prepare_cached("DELETE FROM credential WHERE mac = ?1")?
         .execute([mac.0.as_slice()])?;
     Ok(())
 }
