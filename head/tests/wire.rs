@@ -5,10 +5,13 @@
 mod power;
 #[path = "wire/room.rs"]
 mod room;
+#[path = "wire/tls.rs"]
+mod tls;
 #[path = "wire/trace.rs"]
 mod trace;
+#[path = "wire/trust.rs"]
+mod trust;
 
-use std::io::{Read, Write};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -16,6 +19,7 @@ use cid_protocol::api::{DhcpStatus, Explanation, HoursList, NodeState, Status};
 use cid_protocol::node::{FromNode, Hardware, Hello, Leaving, Link, NODE_PROTOCOL_VERSION, ToNode};
 
 use room::{LIMIT, MAC, Process, Room, run, wait_for};
+use tls::Boot;
 
 /// What an iPXE ROM says of itself.
 const IPXE: &str = "option client-arch code 93 = unsigned integer 16;\nsend client-arch 0;\n\
@@ -124,38 +128,15 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
     );
 }
 
-fn frame(message: &FromNode) -> Vec<u8> {
-    let body = serde_json::to_vec(message).expect("JSON");
-    [
-        &u32::try_from(body.len()).expect("short").to_be_bytes()[..],
-        &body,
-    ]
-    .concat()
-}
-
-fn answer(from: &mut impl Read) -> ToNode {
-    let mut length = [0; 4];
-    from.read_exact(&mut length).expect("a frame");
-    let mut body = vec![0; u32::from_be_bytes(length) as usize];
-    from.read_exact(&mut body).expect("a whole frame");
-    serde_json::from_slice(&body).expect("a message")
-}
-
-#[test]
-fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
-    let room = Room::new("unknown = \"boot\"\ndefault_group = \"lab-a\"");
-    let mut head = room.start_head(&[]);
-    let address = room.dhclient(IPXE).expect("an address");
-    run(room
-        .at_pc("ip")
-        .args(["address", "add", &format!("{address}/24"), "dev", "pc0"]));
+/// What the PC's node software says first.
+fn hello() -> FromNode {
     let link = Link {
         name: "pc0".into(),
         mac: MAC.into(),
         in_use: true,
         ..Link::default()
     };
-    let hello = FromNode::Hello(Box::new(Hello {
+    FromNode::Hello(Box::new(Hello {
         version: NODE_PROTOCOL_VERSION,
         boot_id: "one".into(),
         image: "minimal".into(),
@@ -167,25 +148,23 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
         },
         phases: Vec::new(),
         incarnation: None,
-    }));
+    }))
+}
+
+#[test]
+fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
+    let room = Room::new("unknown = \"boot\"\ndefault_group = \"lab-a\"");
+    let mut head = room.start_head(&[]);
+    let address = room.dhclient(IPXE).expect("an address");
+    run(room
+        .at_pc("ip")
+        .args(["address", "add", &format!("{address}/24"), "dev", "pc0"]));
+    let boot = Boot::fetch(&room);
+    let identity = boot.enroll(&room);
     let dial = || {
-        let mut socat = room.at_pc("socat");
-        let child = socat
-            .args(["-", "TCP:10.77.0.1:3101"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn();
-        let mut node = Process(child.expect("socat is installed"));
-        node.0
-            .stdin
-            .as_mut()
-            .expect("piped")
-            .write_all(&frame(&hello))
-            .expect("sent");
-        assert!(matches!(
-            answer(node.0.stdout.as_mut().expect("piped")),
-            ToNode::Welcome(_)
-        ));
+        let mut node = boot.connect(&room, Some(&identity));
+        node.send(&hello());
+        assert!(matches!(node.answer(), Some(ToNode::Welcome(_))));
         node
     };
     let _first = dial();
@@ -201,11 +180,11 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
     let since = room.wait_state(NodeState::Up).since_unix;
     room.post("/v1/release", r#"{"nodeset":"*"}"#);
     assert!(matches!(
-        answer(node.0.stdout.as_mut().expect("piped")),
-        ToNode::Release {
+        node.answer(),
+        Some(ToNode::Release {
             patience_secs: 60,
             ..
-        }
+        })
     ));
     let draining = room.wait_state(NodeState::Draining);
     assert!(draining.since_unix >= since && draining.deadline_unix >= Some(since + 60));
@@ -217,11 +196,13 @@ fn a_node_joins_over_tcp_stays_up_across_kill_9_and_is_released() {
         leaving,
         steps,
     };
-    let stdin = node.0.stdin.as_mut().expect("piped");
-    stdin.write_all(&frame(&goes)).expect("sent");
+    node.send(&goes);
     room.wait_state(NodeState::GoingHome);
     assert_eq!(room.dhclient(IPXE), Some(address));
     assert!(room.wait_state(NodeState::Home).reason.contains("released"));
+    // That boot is over, and so is its certificate.
+    let refused = boot.connect(&room, Some(&identity)).answer();
+    assert!(matches!(refused, Some(ToNode::Refused { .. })), "{refused:?}");
 }
 
 #[test]

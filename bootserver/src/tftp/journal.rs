@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddrV4;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -247,7 +248,13 @@ fn rewrite(path: &Path, live: &BTreeMap<SocketAddrV4, Record>) -> io::Result<(Fi
     };
     let text: String = live.iter().map(|one| begun(one).line()).collect();
     let next = path.with_extension("new");
-    let mut file = File::create(&next)?;
+    // Scripts are in it, and a script holds a token that is good for two minutes.
+    let mut file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&next)?;
     file.write_all(text.as_bytes())?;
     std::fs::rename(&next, path)?;
     Ok((file, text.len() as u64))

@@ -306,7 +306,7 @@ async fn a_stolen_token_revokes_both_and_a_lost_answer_is_given_again() {
     let mac = MAC.parse().unwrap();
     let record = core.read(|registry| registry.record(mac).cloned()).unwrap();
     assert_eq!(record.state, NodeState::Refused);
-    assert!(record.hold.is_some_and(|hold| hold.contains("wake")));
+    assert!(record.hold.is_some_and(|hold| hold.contains("revoked")));
     assert_eq!(core.drops.all().get("token-twice"), Some(&1));
     // Neither key gets anything more by these tokens, whoever comes.
     for token in [&token, &older] {

@@ -9,6 +9,7 @@ mod draining;
 mod exceptions;
 mod hours;
 mod life;
+mod trust;
 mod walk;
 
 const CONFIG: &str = "interface = \"e0\"\n[groups.lab-a]\nimage = \"minimal\"\nhours = [\"always\"]\n[groups.usb]\nhours = [\"always\"]\nmatch = [\"02:00:00:*\"]\n";

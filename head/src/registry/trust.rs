@@ -83,9 +83,8 @@ impl Enrolled {
     }
 }
 
-/// What `cidctl nodes` shows of a machine whose token was used twice.
-const TWICE: &str = "its boot token was used twice, by two keys: both certificates are revoked; look for who listens on its \
-                     network, then `cidctl wake` lets it boot again";
+/// What is said of a machine whose token was used twice; the policy and `cidctl nodes` add the remedy.
+const TWICE: &str = "its boot token was used twice, by two keys: both certificates are revoked; look for who listens on its network";
 
 impl Registry {
     /// Takes over the list that the database kept.
@@ -268,7 +267,8 @@ impl Registry {
         if let Some(machine) = self.machines.get_mut(&mac) {
             machine.record.set_hold(Some(reason.to_owned()), None);
         }
-        self.change_state(now, mac, NodeState::Refused, reason.to_owned());
+        let reason = format!("{reason}; `cidctl wake` lets it boot again");
+        self.change_state(now, mac, NodeState::Refused, reason);
         self.persist(mac);
     }
 
