@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use cid_protocol::api::{DhcpStatus, Event, Explanation, NodeRow, NodeState, RivalRow, Status};
+use cid_protocol::api::{DhcpStatus, Event, Explanation, NodeRow, NodeState, RivalRow, Standing, Status};
 
 /// Unix time in seconds.
 pub(crate) fn now() -> u64 {
@@ -169,6 +169,33 @@ pub(crate) fn explanation(explanation: &Explanation) -> String {
         let _ = writeln!(out, "image    {}", plain(&boot.image));
         let _ = writeln!(out, "loader   {}", plain(&boot.loader));
         let _ = writeln!(out, "cmdline  {}", plain(&boot.cmdline));
+    }
+    if !explanation.judged.is_empty() {
+        out.push_str("measured when it asked to join last:\n");
+    }
+    for judged in &explanation.judged {
+        let what = match judged.to.as_str() {
+            "" => judged.what.clone(),
+            to => format!("{} ({to})", judged.what),
+        };
+        let measured = match judged.measured.as_str() {
+            "" => "not measured",
+            measured => measured,
+        };
+        let beside = match judged.standing {
+            Standing::Met => format!("required {}", judged.required),
+            Standing::Short => format!("required {}: refused", judged.required),
+            Standing::NotRequired => "nothing required".to_owned(),
+            Standing::NotMeasured if judged.required.is_empty() => "nothing required".to_owned(),
+            Standing::NotMeasured => format!("required {}: not judged", judged.required),
+        };
+        let _ = writeln!(
+            out,
+            "  {:<24} {:<16} {}",
+            plain(&what),
+            plain(measured),
+            plain(&beside)
+        );
     }
     out
 }

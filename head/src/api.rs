@@ -275,7 +275,12 @@ async fn explain(
     word: Result<UrlPath<String>, PathRejection>,
 ) -> Result<Json<Explanation>, Failure> {
     let UrlPath(word) = word?;
-    Ok(Json(api.boot.explain(machine(&api, &word)?)))
+    let mac = machine(&api, &word)?;
+    let judged = api.core.read(|registry| registry.judged(mac));
+    Ok(Json(Explanation {
+        judged,
+        ..api.boot.explain(mac)
+    }))
 }
 
 async fn trace(

@@ -4,6 +4,7 @@
 mod check;
 mod raw;
 mod render;
+mod requires;
 mod schema;
 mod snippet;
 
@@ -21,6 +22,7 @@ use jiff::tz::TimeZone;
 use cid_protocol::node::{Ending, WayHome};
 
 use crate::hours::Hours;
+use crate::judge::Requirements;
 use crate::wake::WakeCommand;
 
 pub use check::{parse_duration, parse_pattern};
@@ -96,6 +98,8 @@ pub struct Group {
     pub way_home: WayHome,
     /// Machines that may boot in this group without being adopted one by one.
     pub matches: Vec<Pattern>,
+    /// What a node must measure of itself to join.
+    pub requires: Requirements,
 }
 
 /// What this head does about DHCP.

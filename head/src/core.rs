@@ -93,6 +93,8 @@ pub struct Core {
     power: Arc<Power>,
     /// Drops of the head's own doors (node connections, API, beacons).
     pub drops: Drops,
+    /// Which of the nodes that are about to join may measure bandwidth.
+    pub turns: crate::measuring::Turns,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -124,6 +126,7 @@ impl Core {
             next_connection: AtomicU64::new(1),
             power: Arc::new(power),
             drops: Drops::default(),
+            turns: crate::measuring::Turns::default(),
         });
         tokio::spawn(deliver(Arc::downgrade(&core), queue));
         tokio::spawn(tick(Arc::downgrade(&core)));

@@ -258,6 +258,7 @@ impl BootView for Desk {
             reason: decision.reason.name().to_owned(),
             text,
             boot,
+            judged: Vec::new(),
         }
     }
 

@@ -9,8 +9,10 @@ pub mod desk;
 pub mod doctor;
 pub mod hours;
 pub mod interface;
+pub mod judge;
 pub mod kept;
 pub mod mac;
+pub mod measuring;
 #[cfg(test)]
 mod mutation;
 pub mod nodes;

@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::core::{Core, Outgoing};
+use crate::measuring::{self, Transport};
 use crate::registry::{ConnectionId, Enrolment, Registry};
 use crate::time::{self, Observer};
 use crate::trust::{BadEnrolment, Trust};
@@ -30,7 +31,7 @@ pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Five pulses.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::PULSE_SECS * 5);
 /// For one frame to leave.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why a connection was ended by the head. Each is counted by its word.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,9 @@ pub enum Ended {
     /// A second `hello`.
     #[error("hello twice")]
     HelloTwice,
+    /// A measurement beyond its bounds, or behind the hello.
+    #[error("it measures too much")]
+    MeasuresTooMuch,
     /// Silence.
     #[error("nothing came in time")]
     Silent,
@@ -85,6 +89,7 @@ impl Ended {
             Self::NotEnrolled => Some("node-not-enrolled"),
             Self::NoHello => Some("node-no-hello"),
             Self::HelloTwice => Some("node-hello-twice"),
+            Self::MeasuresTooMuch => Some("node-measures-too-much"),
             Self::Silent => Some("node-silent"),
             Self::Transport(_) => Some("node-transport"),
             Self::Closed | Self::ClosedByHead => None,
@@ -150,10 +155,7 @@ async fn receive(core: &Arc<Core>, trust: &Trust, stream: TcpStream, address: Ip
 }
 
 /// Speaks TLS with whoever called until the end of the connection, and says how it ended.
-pub async fn greet<S>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr) -> Ended
-where
-    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
-{
+pub async fn greet<S: Transport>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr) -> Ended {
     let stream = match timeout(HELLO_TIMEOUT, trust.acceptor().accept(stream)).await {
         Err(_) => return Ended::Silent,
         Ok(Err(error)) => return refused_handshake(error),
@@ -183,27 +185,40 @@ fn refused_handshake(error: std::io::Error) -> Ended {
 }
 
 /// Speaks with one node until the end of the connection, and says how it ended.
-async fn converse<S>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr, caller: Caller) -> Ended
-where
-    S: AsyncRead + AsyncWrite + Send + 'static,
-{
-    let (mut reader, writer) = tokio::io::split(stream);
+async fn converse<S: Transport>(
+    core: &Arc<Core>,
+    trust: &Trust,
+    mut stream: S,
+    address: Ipv4Addr,
+    caller: Caller,
+) -> Ended {
     let (id, outgoing) = core.connect();
     if let Caller::Certified(fingerprint) = caller {
         let (listed, pending) = core.act(|registry, _| registry.handle_certified(id, fingerprint));
         pending.unacknowledged();
         if !listed {
             core.disconnect(id);
-            return tell_revoked(writer).await;
+            return tell_revoked(stream).await;
         }
     }
+    let first = match caller {
+        Caller::New => None,
+        Caller::Certified(_) | Caller::Plain => match first_message(core, &mut stream).await {
+            Ok(first) => Some(first),
+            Err(ended) => {
+                core.disconnect(id);
+                return ended;
+            }
+        },
+    };
+    let (mut reader, writer) = tokio::io::split(stream);
     let sender = tokio::spawn(send_loop(writer, outgoing));
     let mut writer_gone = sender;
     let ended = tokio::select! {
         ended = async {
-            match caller {
-                Caller::New => enroll(core, trust, &mut reader, id).await,
-                Caller::Certified(_) | Caller::Plain => receive_loop(core, &mut reader, id, address).await,
+            match first {
+                None => enroll(core, trust, &mut reader, id).await,
+                Some(first) => receive_loop(core, first, &mut reader, id, address).await,
             }
         } => ended,
         _ = &mut writer_gone => Ended::ClosedByHead,
@@ -214,6 +229,17 @@ where
         let _ = timeout(WRITE_TIMEOUT, writer_gone).await;
     }
     ended
+}
+
+/// The message behind the node's measurements, most likely its hello, with what the head's own kernel counted.
+async fn first_message<S: Transport>(core: &Arc<Core>, stream: &mut S) -> Result<FromNode, Ended> {
+    let mut first = measuring::answer(stream, &core.turns).await?;
+    if let FromNode::Hello(hello) = &mut first
+        && let Some(measured) = &mut hello.hardware.measured
+    {
+        measured.head.received = stream.segments();
+    }
+    Ok(first)
 }
 
 /// The node learns why, so that the person before it does.
@@ -287,18 +313,27 @@ fn judge(core: &Core, trust: &Trust, asked: &Enroll) -> Result<Enrolment, BadEnr
     })
 }
 
-async fn receive_loop<R>(core: &Arc<Core>, reader: &mut R, id: ConnectionId, address: Ipv4Addr) -> Ended
+async fn receive_loop<R>(
+    core: &Arc<Core>,
+    first: FromNode,
+    reader: &mut R,
+    id: ConnectionId,
+    address: Ipv4Addr,
+) -> Ended
 where
     R: AsyncRead + Unpin,
 {
     let mut joined = false;
     let mut clock = Observer::default();
+    let mut first = Some(first);
     loop {
-        let patience = if joined { IDLE_TIMEOUT } else { HELLO_TIMEOUT };
-        let message = match timeout(patience, read_message(reader)).await {
-            Err(_) => return Ended::Silent,
-            Ok(Err(ended)) => return ended,
-            Ok(Ok(message)) => message,
+        let message = match first.take() {
+            Some(first) => first,
+            None => match timeout(IDLE_TIMEOUT, read_message(reader)).await {
+                Err(_) => return Ended::Silent,
+                Ok(Err(ended)) => return ended,
+                Ok(Ok(message)) => message,
+            },
         };
         let received = crate::wall::unix_now();
         let pending = match (message, joined) {
@@ -307,6 +342,7 @@ where
                 continue;
             }
             (FromNode::Hello(_), true) => return Ended::HelloTwice,
+            (FromNode::Measure(_), true) => return Ended::MeasuresTooMuch,
             (FromNode::Hello(hello), false) => {
                 joined = true;
                 core.act(|registry, now| registry.handle_hello(now, id, address, *hello))
@@ -384,7 +420,7 @@ async fn send_loop<W: AsyncWrite + Unpin>(mut writer: W, mut outgoing: mpsc::Rec
 }
 
 /// Length and JSON; `None` for what would not fit (no message of ours comes near).
-fn frame(message: &ToNode) -> Option<Vec<u8>> {
+pub fn frame(message: &ToNode) -> Option<Vec<u8>> {
     let body = serde_json::to_vec(message)
         .ok()
         .filter(|body| body.len() <= MAX_FRAME)?;

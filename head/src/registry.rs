@@ -9,6 +9,7 @@ mod calendar;
 mod commands;
 mod drain;
 mod hours;
+mod judging;
 mod machine;
 mod node;
 mod rows;
@@ -153,6 +154,8 @@ pub struct Registry {
     listed: BTreeMap<Fingerprint, Mac>,
     /// Connections with such a certificate.
     vouched: BTreeMap<ConnectionId, Mac>,
+    /// Nodes that were unfit, by reason.
+    refusals: BTreeMap<&'static str, u64>,
 }
 
 impl Registry {
@@ -191,6 +194,7 @@ impl Registry {
             credentials: BTreeMap::new(),
             listed: BTreeMap::new(),
             vouched: BTreeMap::new(),
+            refusals: BTreeMap::new(),
         }
     }
 

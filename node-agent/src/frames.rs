@@ -6,23 +6,64 @@ use std::io;
 use cid_protocol::node::{FromNode, MAX_FRAME, ToNode};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-/// The next message; `Ok(None)` at the end of the stream between frames.
-pub(crate) async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Option<ToNode>> {
-    let length = match stream.read_u32().await {
-        Ok(length) => usize::try_from(length).unwrap_or(usize::MAX),
-        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    if length > MAX_FRAME {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidData,
-            format!("a frame of {length} bytes"),
-        ));
+/// Room for what one call of the kernel may bring.
+const ROOM: usize = 16 * 1024;
+
+/// Reads messages. Giving up on [`Reader::next`] loses nothing: what came of a frame is kept for the next call.
+#[derive(Debug)]
+pub(crate) struct Reader<S> {
+    stream: S,
+    /// What came and is no whole frame yet; `used` bytes of it are read already.
+    bytes: Vec<u8>,
+    used: usize,
+}
+
+impl<S: AsyncRead + Unpin> Reader<S> {
+    /// Of a stream that stands between frames.
+    pub(crate) fn new(stream: S) -> Self {
+        Self {
+            stream,
+            bytes: Vec::new(),
+            used: 0,
+        }
     }
-    let mut bytes = vec![0; length];
-    stream.read_exact(&mut bytes).await?;
-    let message = serde_json::from_slice(&bytes)?;
-    Ok(Some(message))
+
+    /// The next message; `Ok(None)` at the end of the stream between frames.
+    pub(crate) async fn next(&mut self) -> io::Result<Option<ToNode>> {
+        loop {
+            if let Some(message) = self.take()? {
+                return Ok(Some(message));
+            }
+            self.bytes.drain(..self.used);
+            self.used = 0;
+            self.bytes.reserve(ROOM);
+            if self.stream.read_buf(&mut self.bytes).await? == 0 {
+                return match self.bytes.is_empty() {
+                    true => Ok(None),
+                    false => Err(io::ErrorKind::UnexpectedEof.into()),
+                };
+            }
+        }
+    }
+
+    /// The next frame of what came already.
+    fn take(&mut self) -> io::Result<Option<ToNode>> {
+        let waiting = self.bytes.get(self.used..).unwrap_or_default();
+        let Some((length, rest)) = waiting.split_first_chunk::<4>() else {
+            return Ok(None);
+        };
+        let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+        if length > MAX_FRAME {
+            let text = format!("a frame of {length} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+        }
+        let Some(frame) = rest.get(..length) else {
+            return Ok(None);
+        };
+        let message = serde_json::from_slice(frame)?;
+        self.used += 4 + length;
+        Ok(Some(message))
+    }
 }
 
 /// Sends one message.
@@ -54,17 +95,39 @@ mod tests {
         block_on(async {
             let json = br#"{"type":"pulse","time_unix_ms":5}"#;
             let frame = [&u32::try_from(json.len()).expect("short").to_be_bytes()[..], json].concat();
-            assert_eq!(
-                read(&mut frame.as_slice()).await.expect("valid"),
-                Some(ToNode::Pulse {
-                    time_unix_ms: 5,
-                    plan: None
-                })
-            );
-            assert_eq!(read(&mut [].as_slice()).await.expect("end"), None);
-            assert!(read(&mut &frame[..10]).await.is_err());
-            assert!(read(&mut [0xff, 0xff, 0xff, 0xff, 1].as_slice()).await.is_err());
-            assert!(read(&mut [0, 0, 0, 2, b'{', b'}'].as_slice()).await.is_err());
+            let pulse = ToNode::Pulse {
+                time_unix_ms: 5,
+                plan: None,
+            };
+            let two = [&frame[..], &frame[..]].concat();
+            let mut reader = Reader::new(two.as_slice());
+            assert_eq!(reader.next().await.expect("valid"), Some(pulse.clone()));
+            assert_eq!(reader.next().await.expect("valid"), Some(pulse));
+            assert_eq!(reader.next().await.expect("end"), None);
+            assert!(Reader::new(&frame[..10]).next().await.is_err());
+            for wrong in [[0xff, 0xff, 0xff, 0xff, 1, 1], [0, 0, 0, 2, b'{', b'}']] {
+                assert!(Reader::new(wrong.as_slice()).next().await.is_err());
+            }
+        });
+    }
+
+    #[test]
+    fn giving_up_in_the_middle_of_a_frame_loses_nothing() {
+        block_on(async {
+            let json = br#"{"type":"pulse","time_unix_ms":5}"#;
+            let frame = [&u32::try_from(json.len()).expect("short").to_be_bytes()[..], json].concat();
+            let (mut far, near) = tokio::io::duplex(1024);
+            let mut reader = Reader::new(near);
+            for part in frame.chunks(5) {
+                let waiting = async { tokio::task::yield_now().await };
+                tokio::select! {
+                    biased;
+                    message = reader.next() => panic!("{message:?} of a part"),
+                    () = waiting => {}
+                }
+                far.write_all(part).await.expect("room");
+            }
+            assert!(matches!(reader.next().await, Ok(Some(ToNode::Pulse { .. }))));
         });
     }
 

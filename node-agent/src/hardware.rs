@@ -47,6 +47,7 @@ pub(crate) fn report(in_use: u32, addresses: &BTreeMap<u32, String>) -> Hardware
             .into_iter()
             .map(|link| describe(&link, in_use, addresses))
             .collect(),
+        measured: None,
     }
 }
 

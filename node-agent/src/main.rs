@@ -6,6 +6,7 @@
 //! | [`core`] | the node's life as a state machine: links -> address -> join -> up -> home |
 //! | [`dhcp`] | a DHCP client per link (RFC 2131), as a state machine |
 //! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
+//! | [`measure`] | what the node measures before it joins; the head judges |
 //! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
 //! | [`links`], [`hardware`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
@@ -25,6 +26,7 @@ mod frames;
 mod hardware;
 mod leaving;
 mod links;
+mod measure;
 mod shell;
 mod sockets;
 

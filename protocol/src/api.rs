@@ -310,6 +310,38 @@ pub struct Explanation {
     pub text: String,
     /// Image, loader and kernel command line if it would boot.
     pub boot: Option<BootAnswer>,
+    /// What it measured when it asked to join last, beside what its group requires; empty until then.
+    #[serde(default)]
+    pub judged: Vec<Judged>,
+}
+
+/// One figure of a node beside what its group requires (`[groups.NAME.requires]`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Judged {
+    /// The key in `head.toml`: `cpu_speed`, `memory`, `link`, `round_trip`, `loss`, `bandwidth`.
+    pub what: String,
+    /// Of which link, or to whom; empty for the machine itself.
+    pub to: String,
+    /// In words with its unit; empty when it was not measured.
+    pub measured: String,
+    /// The same; empty when nothing is required.
+    pub required: String,
+    /// What came of it.
+    pub standing: Standing,
+}
+
+/// How a figure stands beside what is required.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// As required.
+    Met,
+    /// Less than that; the node is refused.
+    Short,
+    /// Nothing is required.
+    NotRequired,
+    /// Not measured, or not enough of it to judge by: not held against the node.
+    NotMeasured,
 }
 
 /// What a machine would be given to boot.

@@ -6,6 +6,7 @@
 //! | [`api`] | `cidctl` and `cidhead` | HTTP/1.1 with JSON over a local Unix socket |
 //! | [`doctor`], [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
 //! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
+//! | [`measure`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
 //! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
@@ -17,6 +18,8 @@ pub mod cmdline;
 pub mod doctor;
 #[cfg(feature = "serde")]
 pub mod manifest;
+#[cfg(feature = "serde")]
+pub mod measure;
 #[cfg(feature = "serde")]
 pub mod node;
 pub mod supervision;

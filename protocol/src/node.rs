@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::measure::{Answer, Measured, Probe};
+
 /// Version of the messages. Peers of another version refuse each other with a reason.
 pub const NODE_PROTOCOL_VERSION: u32 = 1;
 
@@ -18,7 +20,9 @@ pub const PULSE_SECS: u64 = 3;
 pub enum FromNode {
     /// The only message of a connection without a client certificate: the boot token for a certificate.
     Enroll(Box<Enroll>),
-    /// First message of a connection with one. The node is `up` once the head has answered [`ToNode::Welcome`].
+    /// Before the hello: what the connection is worth.
+    Measure(Probe),
+    /// First message of a connection with one, but for measurements. The node is `up` once the head has answered [`ToNode::Welcome`].
     Hello(Box<Hello>),
     /// Heartbeat with the load.
     Pulse(Load),
@@ -91,6 +95,8 @@ pub enum Leaving {
 pub enum ToNode {
     /// Answer to [`FromNode::Enroll`]; the head closes behind it, and the node calls again with the certificate.
     Certificate(Certificate),
+    /// Answer to [`FromNode::Measure`].
+    Measure(Answer),
     /// The group key was rotated.
     Key(GroupKey),
     /// Accepted.
@@ -261,6 +267,9 @@ pub struct Hardware {
     pub windows_entry: Option<String>,
     /// Network interfaces, wired only.
     pub links: Vec<Link>,
+    /// What it measured before this report; `None` from a node that does not measure.
+    #[serde(default)]
+    pub measured: Option<Measured>,
 }
 
 /// One wired network interface.

@@ -10,6 +10,7 @@
 //! | [`capabilities`] | what programs started from here inherit |
 //! | [`signals`] | the signal mask of a child |
 //! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
+//! | [`tcp`] | what the kernel counts of a TCP connection |
 //! | [`terminal`] | columns and rows of a terminal |
 //! | [`clock`] | setting and steering the clock; whether the kernel takes it as synchronised |
 
@@ -19,6 +20,7 @@ pub mod descriptors;
 pub mod evdev;
 pub mod modules;
 pub mod signals;
+pub mod tcp;
 pub mod terminal;
 pub mod wake_on_lan;
 pub mod watchdog;

@@ -44,6 +44,20 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "reason",
         api.drops(),
     );
+    let refusals = api.core.read(|registry| {
+        let refusals = registry.refusals();
+        refusals
+            .map(|(reason, count)| (reason.to_owned(), count))
+            .collect::<Vec<_>>()
+    });
+    family(
+        &mut text,
+        "cid_refusals_total",
+        "counter",
+        "Nodes that asked to join and measured less than their group requires, by reason.",
+        "reason",
+        refusals,
+    );
     let help = "Boot answers by decision and reason.";
     family(
         &mut text,

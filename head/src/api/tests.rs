@@ -21,6 +21,7 @@ impl BootView for NoBoot {
             reason: "not-adopted".into(),
             text: String::new(),
             boot: None,
+            judged: Vec::new(),
         }
     }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use cid_bootserver::quirks;
 
 use super::raw::Spanned;
-use super::{Config, Dhcp, DhcpMode, Group, Machine, Pattern, Unknown, raw};
+use super::{Config, Dhcp, DhcpMode, Group, Machine, Pattern, Unknown, raw, requires};
 use crate::mac::Mac;
 
 use cid_protocol::node::{Ending, WayHome};
@@ -29,7 +29,7 @@ pub(super) struct Fault {
     pub(super) what: String,
 }
 
-fn fault(value: &Spanned<String>, what: impl Into<String>) -> Fault {
+pub(super) fn fault(value: &Spanned<String>, what: impl Into<String>) -> Fault {
     Fault {
         span: Some(value.span()),
         what: what.into(),
@@ -402,6 +402,7 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
         )?,
         hours: check_hours(&raw.hours, &raw.holidays, raw.on_holiday.as_ref())?,
         matches,
+        requires: requires::check(&raw.requires)?,
     })
 }
 

@@ -167,4 +167,28 @@ pub(super) struct Group {
     /// addresses or name globs. Default: none.
     #[serde(default, rename = "match")]
     pub(super) matches: Vec<Spanned<String>>,
+    /// What a node must measure of itself to join. One that falls short says so on its screen and in `cidctl nodes`, tries again for a
+    /// minute, goes home, and is not booted again before the group opens the next time or `cidctl wake`. `cidctl explain NAME`
+    /// shows what a node measured; what it could not measure is not held against it.
+    #[serde(default)]
+    pub(super) requires: Requires,
+}
+
+/// What a node must measure of itself to join.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Requires {
+    /// Speed of one CPU: 1.0 is 100 million steps a second of a fixed loop, about a core of 2 GHz. Default: none.
+    pub(super) cpu_speed: Option<Spanned<f64>>,
+    /// Memory, "4 GiB"; an eighth less is enough, for what the firmware keeps. Default: "none".
+    pub(super) memory: Option<Spanned<String>>,
+    /// What the link in use was negotiated at, "1 Gbit/s". A virtual card that does not say is let in. Default: "100 Mbit/s"; "none" asks
+    /// nothing.
+    pub(super) link: Option<Spanned<String>>,
+    /// Median of the round trips to the head, and to the peers it measured, "5 ms"; at most. Default: "250 ms"; "none" asks nothing.
+    pub(super) round_trip: Option<Spanned<String>>,
+    /// TCP segments that had to be sent again, in the worse direction, "2 %"; at most. Default: "10 %"; "none" asks nothing.
+    pub(super) loss: Option<Spanned<String>>,
+    /// Bandwidth in each direction, "50 Mbit/s". Measured when the head is not busy with another node's. Default: "none".
+    pub(super) bandwidth: Option<Spanned<String>>,
 }

@@ -7,7 +7,7 @@ use cid_protocol::node::{Ending, WayHome};
 
 use crate::hours::OnHoliday;
 
-use super::{Config, DhcpMode, Pattern, Unknown};
+use super::{Config, DhcpMode, Pattern, Unknown, requires};
 
 /// What `cidhead init` writes; `@INTERFACE@` and `@STATE@` are replaced.
 pub const STARTER: &str = r#"# cidhead's configuration. `cidhead check` prints it with every default filled in.
@@ -58,6 +58,15 @@ hours = ["Mon-Fri 20:00-06:30", "Sat-Sun"]
 # wake_command = "/usr/local/sbin/power-on {name} {mac}"   # in place of Wake-on-LAN
 # match = ["52:54:00:*"]   # MAC globs, UUIDs, addresses or names that belong to this group by themselves
 
+# What a node must measure of itself to join; `cidctl explain NAME` shows what it did. docs/judging.md explains each.
+# [groups.lab-a.requires]
+# link = "1 Gbit/s"         # default: "100 Mbit/s"
+# cpu_speed = 0.5           # 1.0 is about a core of 2 GHz
+# memory = "4 GiB"
+# bandwidth = "50 Mbit/s"
+# round_trip = "5 ms"       # default: "250 ms"
+# loss = "2 %"              # default: "10 %"
+
 # A PC whose firmware needs another manner of answer (`cidctl explain` names the one in force):
 # [machines."52:54:00:12:34:56"]
 # quirk = "no-menu"
@@ -99,6 +108,7 @@ pub fn render(config: &Config) -> String {
         };
         let _ = writeln!(out, "at_close = \"{at_close}\"\nway_home = \"{way_home}\"");
         let _ = writeln!(out, "match = {matches:?}");
+        requires::render(&mut out, &quote_key(name), &group.requires);
     }
     for (mac, machine) in &config.machines {
         if let Some(quirk) = &machine.quirk {

@@ -36,7 +36,18 @@ on_holiday = "closed"
 wake_command = "/usr/local/sbin/power-on {name} {mac}"
 at_close = "power-off"
 way_home = "boot-next"
+[groups.lab-a.requires]
+cpu_speed = 0.75
+memory = "3.5 GiB"
+link = "2.5 Gbit/s"
+round_trip = "1.5 ms"
+loss = "0.25 %"
+bandwidth = "50Mbit/s"
 [groups.lab-b]
+[groups.lab-b.requires]
+link = "none"
+round_trip = "none"
+loss = "none"
 "#;
 
 #[test]
@@ -114,6 +125,38 @@ fn every_mistake_names_its_line_and_remedy() {
         "head.toml:1: `a b` is no interface name; `ip -brief link` lists them",
     );
     check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nlink = \"100\"",
+        "head.toml:3: `100` is not a rate; write \"100 Mbit/s\" or \"1 Gbit/s\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nlink = \"0 Mbit/s\"",
+        "head.toml:3: `0 Mbit/s` is not a rate; write \"100 Mbit/s\" or \"1 Gbit/s\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nbandwidth = \"50 MB/s\"",
+        "head.toml:3: `50 MB/s` is not a rate; write \"100 Mbit/s\" or \"1 Gbit/s\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nround_trip = \"5\"",
+        "head.toml:3: `5` is not a time; write \"5 ms\" or \"500 us\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nloss = \"100 %\"",
+        "head.toml:3: `100 %` is not a share below 100 %; write \"2 %\" or \"0.5 %\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nmemory = \"4 GB\"",
+        "head.toml:3: `4 GB` is not a size; write \"4 GiB\" or \"512 MiB\", or \"none\"",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\ncpu_speed = -1",
+        "head.toml:3: `cpu_speed` -1 is out of bounds: 0 to 1000, as `cidctl explain` shows it",
+    );
+    check_error(
+        "interface = \"e0\"\n[groups.a.requires]\nround_trips = \"5ms\"",
+        "head.toml:3: unknown key `round_trips`; the nearest known key here is `round_trip`",
+    );
+    check_error(
         "interface = \"e0\"\n[groups.a]\nmatch = [\"zz:*\"]",
         "head.toml:3: `zz:*` is no MAC glob, UUID, address or name",
     );
@@ -153,6 +196,22 @@ fn defaults_and_patterns() {
     assert_eq!(lab_a.matches[3], Pattern::Name("lab-*".into()));
     assert_eq!(config.groups["lab-b"].bail_out, Duration::from_secs(600));
     assert_eq!(config.groups["lab-b"].image, "minimal");
+    let wanted = &lab_a.requires;
+    assert_eq!(
+        (wanted.cpu_speed_hundredths, wanted.memory_kib),
+        (Some(75), Some(3_670_016))
+    );
+    assert_eq!(
+        (wanted.link_kbit, wanted.bandwidth_kbit),
+        (Some(2_500_000), Some(50_000))
+    );
+    assert_eq!(wanted.round_trip, Some(Duration::from_micros(1_500)));
+    assert_eq!(wanted.loss_hundredths, Some(25));
+    let nothing = &config.groups["lab-b"].requires;
+    assert_eq!(
+        (nothing.link_kbit, nothing.round_trip, nothing.loss_hundredths),
+        (None, None, None)
+    );
 }
 
 #[test]

@@ -10,7 +10,7 @@ use cid_protocol::node::{
 use cid_protocol::trace::What;
 
 use super::boot::WITHOUT_A_WORD;
-use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, tame};
+use super::{ConnectionId, LOST_AFTER, Now, Output, Registry, judging, tame};
 use crate::mac::Mac;
 use crate::time::ClockOffset;
 
@@ -36,9 +36,20 @@ impl Registry {
         let uptime_ms = millis(hello.hardware.uptime_secs);
         let phases = hello.phases.clone();
         let same_boot = self.take_report(now, mac, connection, address, hello);
+        let state = self.machines.get(&mac).map(|machine| machine.record.state);
+        let welcomed = same_boot
+            && matches!(
+                state,
+                Some(NodeState::Up | NodeState::Draining | NodeState::Lost | NodeState::GoingHome)
+            );
+        // One that asks again after a refusal has told its beginning already.
         if !same_boot {
             self.trace(now, Some(mac), What::Init { uptime_ms, phases });
         }
+        if !self.admit(now, mac, connection, welcomed) {
+            return;
+        }
+        let same_boot = welcomed;
         let Some(machine) = self.machines.get(&mac) else {
             return;
         };
@@ -138,7 +149,11 @@ impl Registry {
             record.uuid = Some(tame(&hello.hardware.uuid.to_ascii_lowercase(), 36));
         }
         record.product = Some(tame(&hello.hardware.product, 128)).filter(|product| !product.is_empty());
-        record.hardware = Some(Box::new(tame_hardware(hello.hardware)));
+        let mut hardware = tame_hardware(hello.hardware);
+        if same_boot {
+            judging::carry_over(record.hardware.as_deref(), &mut hardware);
+        }
+        record.hardware = Some(Box::new(hardware));
         same_boot
     }
 
@@ -352,6 +367,15 @@ fn tame_hardware(mut hardware: cid_protocol::node::Hardware) -> cid_protocol::no
         short(&mut link.id);
         short(&mut link.address);
         short(&mut link.wake_on_lan);
+    }
+    if let Some(measured) = &mut hardware.measured {
+        measured.peers.truncate(cid_protocol::measure::PEERS);
+        short(&mut measured.head.skipped);
+        for peer in &mut measured.peers {
+            short(&mut peer.address);
+            short(&mut peer.path.skipped);
+        }
+        measured.cpu_speed = measured.cpu_speed.filter(|speed| speed.is_finite());
     }
     if !hardware.uptime_secs.is_finite() {
         hardware.uptime_secs = 0.0;

@@ -8,6 +8,7 @@ mod adoption;
 mod draining;
 mod exceptions;
 mod hours;
+mod judging;
 mod life;
 mod trust;
 mod walk;

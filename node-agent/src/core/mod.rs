@@ -280,13 +280,15 @@ impl Node {
                 self.say(&format!("refused by the head: {reason}"));
             }
             (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
+            // Late answers to measurements among them.
             (
                 _,
                 ToNode::Welcome(_)
                 | ToNode::Pulse { .. }
                 | ToNode::Certificate(_)
                 | ToNode::Key(_)
-                | ToNode::Time { .. },
+                | ToNode::Time { .. }
+                | ToNode::Measure(_),
             ) => {}
         }
     }

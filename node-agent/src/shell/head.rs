@@ -3,13 +3,14 @@
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
 use cid_protocol::cmdline;
-use cid_protocol::node::{FromNode, Hello, NODE_PROTOCOL_VERSION};
+use cid_protocol::node::{FromNode, Hardware, Hello, NODE_PROTOCOL_VERSION};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc::Sender;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::{Connection, Event, Shell, WRITE_BOUND};
-use crate::{frames, hardware};
+use crate::{frames, hardware, measure};
 
 impl Shell {
     pub(super) fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
@@ -20,8 +21,9 @@ impl Shell {
             .get(&index)
             .map(|wire| wire.name.clone())
             .unwrap_or_default();
+        let measuring = self.measurements.for_connection();
         let task = tokio::spawn(async move {
-            let why = match converse(number, &name, from, head, &sender).await {
+            let why = match converse(number, &name, from, head, measuring, &sender).await {
                 Ok(()) => "the head closed the connection".to_owned(),
                 Err(error) => format!("the head at {}: {error}", head.ip()),
             };
@@ -58,7 +60,10 @@ impl Shell {
             boot_id: hardware::read("/proc/sys/kernel/random/boot_id"),
             image: word(cmdline::IMAGE),
             door: word(cmdline::DOOR),
-            hardware: hardware::report(index, &self.addresses()),
+            hardware: Hardware {
+                measured: self.measurements.last(),
+                ..hardware::report(index, &self.addresses())
+            },
             phases: self.phases.clone(),
             incarnation: None,
         }
@@ -71,6 +76,7 @@ async fn converse(
     link: &str,
     from: Ipv4Addr,
     head: SocketAddrV4,
+    measuring: Option<JoinHandle<f32>>,
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
@@ -79,9 +85,21 @@ async fn converse(
     socket.bind(SocketAddr::from((from, 0)))?;
     let stream = socket.connect(head.into()).await?;
     stream.set_nodelay(true)?;
-    let (mut reader, writer) = stream.into_split();
-    let _ = sender.send(Event::Connected { number, writer }).await;
-    while let Some(message) = frames::read(&mut reader).await? {
+    let (reader, mut writer) = stream.into_split();
+    let mut reader = frames::Reader::new(reader);
+    let mut measured = None;
+    if let Some(cpu) = measuring {
+        let mut found = measure::run(&mut reader, &mut writer, cpu).await?;
+        found.head.sent = measure::segments(writer.as_ref());
+        measured = Some(found);
+    }
+    let connected = Event::Connected {
+        number,
+        writer,
+        measured,
+    };
+    let _ = sender.send(connected).await;
+    while let Some(message) = reader.next().await? {
         let _ = sender
             .send(Event::Frame {
                 number,

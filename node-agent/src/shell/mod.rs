@@ -16,6 +16,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use cid_discovery::{Announcer, NodeId};
 use cid_protocol::cmdline;
+use cid_protocol::measure::Measured;
 use cid_protocol::node::{FromNode, Leaving, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
@@ -33,6 +34,7 @@ use crate::clock::Timekeeper;
 use crate::core::{Config, Node, Output};
 use crate::dhcp::{self, Client};
 use crate::leaving::{self, Prepared};
+use crate::measure::Measurements;
 use crate::{clock, hardware, links};
 
 /// Events that may wait.
@@ -49,10 +51,23 @@ const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 /// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
 enum Event {
     LinksChanged,
-    Dhcp { index: u32, bytes: Vec<u8> },
-    Connected { number: u64, writer: OwnedWriteHalf },
-    Frame { number: u64, message: Box<ToNode> },
-    Closed { number: u64, why: String },
+    Dhcp {
+        index: u32,
+        bytes: Vec<u8>,
+    },
+    Connected {
+        number: u64,
+        writer: OwnedWriteHalf,
+        measured: Option<Measured>,
+    },
+    Frame {
+        number: u64,
+        message: Box<ToNode>,
+    },
+    Closed {
+        number: u64,
+        why: String,
+    },
     Init(FromInit),
 }
 
@@ -90,6 +105,8 @@ struct Shell {
     phases: Vec<Phase>,
     /// What is ready for the next start.
     prepared: Prepared,
+    /// For the next hello.
+    measurements: Measurements,
     sender: Sender<Event>,
 }
 
@@ -148,6 +165,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
+        measurements: Measurements::begin(),
         sender,
     };
     shell.forever(events).await
@@ -224,7 +242,12 @@ impl Shell {
                     log!("cid-agent: {}: DHCP datagram dropped: {reason:?}", wire.name);
                 }
             }
-            Event::Connected { number, writer } if current == Some(number) => {
+            Event::Connected {
+                number,
+                writer,
+                measured,
+            } if current == Some(number) => {
+                self.measurements.handle_measured(measured);
                 if let Some(connection) = &mut self.connection {
                     connection.writer = Some(writer);
                 }
@@ -233,6 +256,9 @@ impl Shell {
             Event::Frame { number, message } if current == Some(number) => match *message {
                 ToNode::Time { packet } => self.time.handle_answer(now, &packet),
                 message => {
+                    if matches!(message, ToNode::Refused { .. }) {
+                        self.measurements.handle_refused();
+                    }
                     let welcome = matches!(message, ToNode::Welcome(_));
                     self.node.handle_message(now, message);
                     // Behind the message, which sets the clock roughly.
