@@ -1,48 +1,87 @@
-//! Prints what the membership does in simulated rooms, beside memberlist's defaults by its formulas. Virtual time:
-//! `cargo run --release -p cid-discovery --example membership -- [idle|detect|join|restart|alarms] [nodes...]`
+//! Prints what the membership does in simulated rooms, beside memberlist's defaults by its formulas, and how long each
+//! part took. Virtual time:
+//! `cargo run --release -p cid-discovery --example membership -- [all|idle|detect|join|restart|alarms|memory] [nodes...]`
 
 #[path = "../tests/sim/mod.rs"]
 mod sim;
 
-use std::time::Duration;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use cid_discovery::load::LoadVector;
 use cid_discovery::wire::Mode;
 use sim::{Wire, World, secs};
 
-const SEEDS: u64 = 10;
+/// Rooms above this size are formed in some minutes instead of in one moment, and with few of them in the history.
+const LARGE: usize = 2_000;
+
+/// One table, for a room of so many.
+type Part = fn(usize);
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let what = arguments.first().map_or("all", String::as_str);
-    let sizes: Vec<usize> = arguments
-        .iter()
-        .skip(1)
-        .filter_map(|size| size.parse().ok())
-        .collect();
-    let sizes = if sizes.is_empty() {
-        vec![13, 50, 200, 1_000]
-    } else {
-        sizes
-    };
-    for &nodes in &sizes {
-        let wanted = |name: &str| what == name || what == "all";
-        if wanted("idle") {
-            idle(nodes);
+    let sizes = arguments.iter().skip(1).filter_map(|size| size.parse().ok());
+    let mut sizes: Vec<usize> = sizes.collect();
+    if sizes.is_empty() {
+        sizes = vec![13, 50, 200, 1_000, 10_000];
+    }
+    let parts: [(&str, Part); 6] = [
+        ("idle", idle),
+        ("detect", detect),
+        ("join", join),
+        ("restart", restart),
+        ("alarms", alarms),
+        ("memory", memory),
+    ];
+    for nodes in sizes {
+        for (name, part) in parts {
+            // A room of 10,000 is lived through once: in `large`.
+            if what == name || (what == "all" && nodes <= LARGE) {
+                let began = Instant::now();
+                part(nodes);
+                println!(
+                    "  ({name}, {nodes} nodes: {:.0} s)",
+                    began.elapsed().as_secs_f64()
+                );
+            }
         }
-        if wanted("detect") {
-            detect(nodes);
-        }
-        if wanted("join") {
-            join(nodes);
-        }
-        if wanted("restart") {
-            restart(nodes);
-        }
-        if wanted("alarms") {
-            alarms(nodes);
+        if nodes > LARGE && matches!(what, "all" | "large") {
+            let began = Instant::now();
+            large(nodes);
+            println!("  (large, {nodes} nodes: {:.0} s)", began.elapsed().as_secs_f64());
         }
     }
+}
+
+/// How many rooms are lived through.
+fn seeds(nodes: usize) -> u64 {
+    match nodes {
+        0..=200 => 10,
+        201..=LARGE => 3,
+        _ => 1,
+    }
+}
+
+/// Lives through one room for each seed, as many at a time as there are processors.
+fn each_seed<T: Send>(nodes: usize, room: impl Fn(u64) -> T + Sync) -> Vec<T> {
+    let (next, results) = (AtomicU64::new(0), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, |cores| cores.get()) {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= seeds(nodes) {
+                        break;
+                    }
+                    let result = room(seed);
+                    results.lock().expect("alive").push(result);
+                }
+            });
+        }
+    });
+    results.into_inner().expect("alive")
 }
 
 fn spread(mut times: Vec<Duration>) -> String {
@@ -59,21 +98,26 @@ fn memberlist_detects(nodes: usize) -> f64 {
     1.58 + suspicion
 }
 
+fn wire(loss_percent: u64, multicast: bool) -> Wire {
+    Wire {
+        loss_percent,
+        multicast,
+        ..Wire::default()
+    }
+}
+
 fn detect(nodes: usize) {
     for (loss_percent, multicast) in [(0, true), (0, false), (5, false), (10, false)] {
-        let wire = Wire {
-            loss_percent,
-            multicast,
-            ..Wire::default()
-        };
-        let (mut quiet, mut busy, mut alarms) = (Vec::new(), Vec::new(), 0);
-        let seeds = if nodes >= 1_000 { 1 } else { SEEDS };
-        for seed in 0..seeds {
-            let mut world = World::settled(seed, nodes, wire.clone());
-            crashes(&mut world, Mode::Quiet, &mut quiet);
-            crashes(&mut world, Mode::Busy, &mut busy);
-            alarms += world.false_alarms;
-        }
+        let rooms = each_seed(nodes, |seed| {
+            let mut world = World::settled(seed, nodes, wire(loss_percent, multicast));
+            let (mut quiet, mut busy) = (Vec::new(), Vec::new());
+            crashes(&mut world, Mode::Quiet, 10, &mut quiet);
+            crashes(&mut world, Mode::Busy, 10, &mut busy);
+            (quiet, busy, world.false_alarms)
+        });
+        let alarms: u64 = rooms.iter().map(|room| room.2).sum();
+        let quiet = rooms.iter().flat_map(|room| room.0.clone()).collect();
+        let busy = rooms.iter().flat_map(|room| room.1.clone()).collect();
         let wire = format!("crash, {nodes} nodes, loss {loss_percent} %, multicast {multicast}");
         println!("{wire}, quiet: {}", spread(quiet));
         println!(
@@ -84,25 +128,19 @@ fn detect(nodes: usize) {
     }
 }
 
-/// Ten machines are cut off power one after the other; how long until all others know.
-fn crashes(world: &mut World, mode: Mode, times: &mut Vec<Duration>) {
+/// Machines are cut off power one after the other; how long until all others know.
+fn crashes(world: &mut World, mode: Mode, count: usize, times: &mut Vec<Duration>) {
     let nodes = world.hosts.len() - 1;
     for node in 1..=nodes {
         world.with(node, |member, now| member.handle_mode(now, mode));
     }
-    for _ in 0..10 {
+    for _ in 0..count {
         let phase = secs(world.below(3_000) as f64 / 1_000.0);
         world.run_for(secs(12.0) + phase);
         let victim = 1 + world.below(nodes);
         let boot = world.hosts[victim].boot;
         world.crash(victim);
-        let known = |world: &World| {
-            world
-                .nodes_on()
-                .into_iter()
-                .chain([0])
-                .all(|index| world.buried(index, boot))
-        };
+        let known = |world: &World| world.all_buried(boot);
         times.push(world.time_until(secs(60.0), known).unwrap_or(secs(60.0)));
         world.start(victim);
         world.with(victim, |member, now| member.handle_mode(now, mode));
@@ -111,102 +149,186 @@ fn crashes(world: &mut World, mode: Mode, times: &mut Vec<Duration>) {
 
 fn join(nodes: usize) {
     for (loss_percent, multicast) in [(0, true), (0, false), (10, false)] {
-        let wire = Wire {
-            loss_percent,
-            multicast,
-            ..Wire::default()
-        };
-        let mut times = Vec::new();
-        let mut all = Vec::new();
-        let seeds = if nodes >= 1_000 { 1 } else { SEEDS };
-        for seed in 0..seeds {
+        let rooms = each_seed(nodes, |seed| {
             let mut world = World::new(seed, nodes);
-            world.wire = wire.clone();
+            world.wire = wire(loss_percent, multicast);
             for index in 1..nodes {
                 world.start(index);
             }
-            all.push(
-                world
-                    .time_until(secs(120.0), |world| world.wrong_pairs() == 0)
-                    .unwrap_or(secs(120.0)),
-            );
+            let all = world.time_until(secs(120.0), World::agreed);
             world.run_for(secs(30.0));
-            for _ in 0..10 {
-                world.start(nodes);
-                times.push(
-                    world
-                        .time_until(secs(60.0), |world| world.wrong_pairs() == 0)
-                        .unwrap_or(secs(60.0)),
-                );
-                world.crash(nodes);
-                world.run_for(secs(20.0));
-            }
-        }
+            let mut times = Vec::new();
+            joins(&mut world, 10, &mut times);
+            (all.unwrap_or(secs(120.0)), times)
+        });
         println!(
             "join {nodes} loss {loss_percent} % multicast {multicast}: {}; all at once: {}",
-            spread(times),
-            spread(all)
+            spread(rooms.iter().flat_map(|room| room.1.clone()).collect()),
+            spread(rooms.iter().map(|room| room.0).collect())
         );
+    }
+}
+
+/// The last machine comes, until all know it and it knows all, and goes.
+fn joins(world: &mut World, count: usize, times: &mut Vec<Duration>) {
+    let last = world.hosts.len() - 1;
+    for _ in 0..count {
+        world.crash(last);
+        world.run_for(secs(20.0));
+        world.start(last);
+        times.push(world.time_until(secs(60.0), World::agreed).unwrap_or(secs(60.0)));
     }
 }
 
 /// The head is killed and comes back 20 s later.
 fn restart(nodes: usize) {
     for multicast in [true, false] {
-        let wire = Wire {
-            multicast,
-            ..Wire::default()
-        };
-        let mut world = World::settled(1, nodes, wire);
-        let before = world.disk.len();
-        world.crash(0);
-        world.run_for(secs(20.0));
-        world.start(0);
-        let found = world.time_until(secs(60.0), |world| world.wrong_pairs() == 0);
-        world.run_for(secs(60.0));
-        let (home, changes) = (
-            world.hosts.iter().filter(|host| host.went_home).count(),
-            world.disk.len() - before,
-        );
-        println!(
-            "{nodes} nodes, head restarted, multicast {multicast}: all found after {:.2} s, {home} went home, {changes} changes",
-            found.unwrap_or(secs(60.0)).as_secs_f64()
-        );
+        let mut world = World::settled(1, nodes, wire(0, multicast));
+        restarted(&mut world);
     }
+}
+
+fn restarted(world: &mut World) {
+    let before = world.disk.len();
+    world.crash(0);
+    world.run_for(secs(20.0));
+    world.start(0);
+    let found = world.time_until(secs(60.0), World::agreed);
+    // And all of them may act again.
+    let act = |world: &World| (1..world.hosts.len()).all(|node| world.acts(node));
+    let acting = world.time_until(secs(60.0), act);
+    world.run_for(secs(60.0));
+    println!(
+        "{} nodes, head restarted, multicast {}: all found after {:.2} s, all act after {:.2} s, {} went home, {} changes",
+        world.hosts.len() - 1,
+        world.wire.multicast,
+        found.unwrap_or(secs(60.0)).as_secs_f64(),
+        (found.unwrap_or(secs(60.0)) + acting.unwrap_or(secs(60.0))).as_secs_f64(),
+        world.hosts.iter().filter(|host| host.went_home).count(),
+        world.disk.len() - before,
+    );
 }
 
 fn alarms(nodes: usize) {
     for loss_percent in [0, 5, 10] {
         for starved in [false, true] {
-            let wire = Wire {
-                loss_percent,
-                ..Wire::default()
-            };
-            let mut world = World::settled(3, nodes, wire);
-            if starved {
-                world.hosts[1].starved = Some(secs(2.5));
-            }
-            let hours = 1_000.0 / nodes as f64;
-            world.run_for(secs(hours * 3_600.0));
+            // Both processors live through half of the hours.
+            let halves = std::thread::scope(|scope| {
+                let half = |seed| {
+                    move || {
+                        let mut world = World::settled(seed, nodes, wire(loss_percent, true));
+                        if starved {
+                            world.hosts[1].starved = Some(secs(2.5));
+                        }
+                        world.run_for(secs(500.0 / nodes as f64 * 3_600.0));
+                        world.false_alarms
+                    }
+                };
+                let threads = [3, 4].map(|seed| scope.spawn(half(seed)));
+                threads.map(|thread| thread.join().expect("lives"))
+            });
             println!(
                 "{nodes} nodes, 1000 node-hours, loss {loss_percent} %, starved {starved}: {} false alarms",
-                world.false_alarms
+                halves.iter().sum::<u64>()
             );
         }
     }
 }
 
-fn idle(nodes: usize) {
-    let mut world = World::settled(1, nodes, Wire::default());
-    println!(
-        "{nodes} nodes, formation: {} kB per node in 40 s",
-        world.bytes() / 1_000 / nodes as u64
-    );
-    world.run_for(secs(60.0));
-    let before = world.bytes();
-    let seconds = if nodes >= 1_000 { 120 } else { 600 };
-    for _ in 0..seconds {
+/// A room of 10,000: formed once, everything measured in it.
+fn large(nodes: usize) {
+    for multicast in [true, false] {
+        let began = Instant::now();
+        let mut world = formed(nodes, multicast);
+        println!(
+            "{nodes} nodes, multicast {multicast}: formed, {:.0} MB of memory, {:.0} s",
+            resident_mb(),
+            began.elapsed().as_secs_f64()
+        );
+        let (mut quiet, mut busy, mut new) = (Vec::new(), Vec::new(), Vec::new());
+        crashes(&mut world, Mode::Quiet, 4, &mut quiet);
+        crashes(&mut world, Mode::Busy, 4, &mut busy);
         for node in 1..=nodes {
+            world.with(node, |member, now| member.handle_mode(now, Mode::Quiet));
+        }
+        joins(&mut world, 3, &mut new);
+        println!(
+            "{nodes} nodes, loss 0 %, multicast {multicast}: crash quiet {}; busy {}; memberlist {:.1} s; join {}; false alarms {}; {:.0} s",
+            spread(quiet),
+            spread(busy),
+            memberlist_detects(nodes),
+            spread(new),
+            world.false_alarms,
+            began.elapsed().as_secs_f64()
+        );
+        if multicast {
+            traffic(&mut world, 60);
+            restarted(&mut world);
+        }
+        for loss_percent in [0, 10] {
+            let before = world.false_alarms;
+            world.wire.loss_percent = loss_percent;
+            world.hosts[1].starved = Some(secs(2.5));
+            world.run_for(secs(60.0));
+            println!(
+                "{nodes} nodes, {} node-hours, loss {loss_percent} %, one starved: {} false alarms; {:.0} MB, {:.0} s",
+                nodes / 60,
+                world.false_alarms - before,
+                resident_mb(),
+                began.elapsed().as_secs_f64()
+            );
+        }
+    }
+}
+
+/// A room that was switched on over some minutes where it is large.
+fn formed(nodes: usize, multicast: bool) -> World {
+    if nodes <= LARGE {
+        return World::settled(1, nodes, wire(0, multicast));
+    }
+    let mut world = World::new(1, nodes);
+    world.wire = wire(0, multicast);
+    world.recorded_hosts = 200;
+    for index in 1..=nodes {
+        world.start(index);
+        if index % 100 == 0 {
+            world.run_for(secs(1.0));
+        }
+    }
+    let took = world.time_until(secs(120.0), World::agreed);
+    println!("{nodes} nodes: all know all {took:?} after the last one of 100 a second");
+    world.run_for(secs(10.0));
+    world
+}
+
+fn resident_mb() -> f64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let kib: f64 = line
+        .and_then(|line| line.split_whitespace().nth(1)?.parse().ok())
+        .unwrap_or(0.0);
+    kib / 1_024.0
+}
+
+/// What one core needs: the room's memory shared among its nodes, loads and history included up to 1,000.
+fn memory(nodes: usize) {
+    let before = resident_mb();
+    let mut world = formed(nodes, true);
+    loads(&mut world, 1);
+    world.run_for(secs(60.0));
+    let roster = world.member(1).roster().heap_bytes() as f64;
+    println!(
+        "{nodes} nodes: {:.0} kB a core, {:.1} kB of it its roster, {:.1} bytes a member",
+        (resident_mb() - before) * 1_024.0 / nodes as f64,
+        roster / 1_000.0,
+        roster / nodes as f64
+    );
+}
+
+/// An idle machine's load moves a little, and is measured every second.
+fn loads(world: &mut World, seconds: usize) {
+    for _ in 0..seconds {
+        for node in 1..world.hosts.len() {
             let load = LoadVector {
                 runnable_tenths: 1 + world.below(3) as u16,
                 memory_available_16mib: 990 + world.below(3) as u16,
@@ -216,24 +338,77 @@ fn idle(nodes: usize) {
         }
         world.run_for(secs(1.0));
     }
-    let kbit = (world.bytes() - before) as f64 * 8.0 / f64::from(seconds) / 1_000.0;
-    let mut ages: Vec<Duration> = (1..=nodes)
-        .filter_map(|node| {
-            Some(
-                world
-                    .member(1)
-                    .loads()
-                    .load_of(world.now, world.hosts[node].boot.id)?
-                    .1,
+}
+
+fn idle(nodes: usize) {
+    let mut world = formed(nodes, true);
+    println!(
+        "{nodes} nodes, formation: {} kB per node",
+        world.bytes() / 1_000 / nodes as u64
+    );
+    if nodes <= LARGE {
+        // The first telling of all loads passes, and they are told again at their own times.
+        loads(&mut world, 60 + 2 * 30 * (nodes / 100).max(1));
+    }
+    let seconds = if nodes <= LARGE { 600 } else { 60 };
+    traffic(&mut world, seconds);
+    let now = world.now;
+    let book = world.member(1).loads();
+    let ages = world.hosts[1..]
+        .iter()
+        .filter_map(|host| Some(book.load_of(now, host.boot.id)?.1));
+    let ages: Vec<Duration> = ages.collect();
+    println!("{nodes} nodes, loads known at one: {}", spread(ages));
+}
+
+/// Counts bytes of an idle room.
+fn traffic(world: &mut World, seconds: usize) {
+    let nodes = world.hosts.len() - 1;
+    let count = |world: &World| {
+        let head = &world.hosts[0];
+        let received: u64 = world.hosts[1..].iter().map(|host| host.received_bytes).sum();
+        let numbers = [
+            world.bytes(),
+            head.sent_bytes,
+            head.sent,
+            head.received_bytes,
+            head.received,
+            received,
+        ];
+        (numbers, world.by_kind)
+    };
+    let (before, kinds_before) = count(world);
+    if nodes <= LARGE {
+        loads(world, seconds);
+    } else {
+        world.run_for(secs(seconds as f64));
+    }
+    let (after, kinds) = count(world);
+    let per_second = |index: usize| (after[index] - before[index]) as f64 / seconds as f64;
+    let kbit = |index: usize| per_second(index) * 8.0 / 1_000.0;
+    println!(
+        "{nodes} nodes, idle: {:.1} kbit/s sent in all, {:.2} per node with the head's; of that the head sends {:.1} kbit/s, {:.0} frames/s; it receives {:.1} kbit/s, {:.0} frames/s; a node sends {:.2} kbit/s and receives {:.2}",
+        kbit(0),
+        kbit(0) / nodes as f64,
+        kbit(1),
+        per_second(2),
+        kbit(3),
+        per_second(4),
+        (kbit(0) - kbit(1)) / nodes as f64,
+        kbit(5) / nodes as f64,
+    );
+    let by_kind: Vec<String> = kinds
+        .iter()
+        .zip(kinds_before)
+        .enumerate()
+        .map(|(kind, (after, before))| {
+            (
+                kind,
+                (after - before) as f64 * 8.0 / 1_000.0 / seconds as f64 / nodes as f64,
             )
         })
+        .filter(|(_, kbit)| *kbit >= 0.005)
+        .map(|(kind, kbit)| format!("{kind}: {kbit:.2}"))
         .collect();
-    let known = ages.len();
-    ages.push(Duration::ZERO);
-    println!(
-        "{nodes} nodes, idle: {kbit:.1} kbit/s in all, {:.2} per node, {:.1} frames/s per node; loads known {known}, {}",
-        kbit / nodes as f64,
-        kbit * 1_000.0 / 8.0 / 120.0 / nodes as f64,
-        spread(ages),
-    );
+    println!("  by kind, kbit/s per node: {}", by_kind.join(", "));
 }

@@ -146,6 +146,8 @@ struct Timers {
     watch: Duration,
     contact: Duration,
     contacts: u32,
+    /// The head said something while we waited for it: ask whether it is there.
+    ask: Option<Duration>,
     gossip: Option<Duration>,
 }
 
@@ -163,7 +165,6 @@ pub struct Membership {
     loads: LoadBook,
     load: LoadVector,
     probes: BTreeMap<u32, Probe>,
-    probe_number: u32,
     /// Lifeguard's local health: 0 is well; above, our own answers come late, so we give others more time.
     health: u32,
     suspects: BTreeSet<NodeId>,
@@ -182,6 +183,8 @@ pub struct Membership {
     pulling: Option<Pulling>,
     favours: (Duration, u32),
     head_heard: Duration,
+    /// Whether it was ever heard by this process: until then we only hope.
+    head_spoke: bool,
     head_lost: bool,
     going_home: bool,
     outputs: VecDeque<Output>,
@@ -202,6 +205,7 @@ impl Membership {
             watch: now + random.around(QUIET_INTERVAL),
             contact: now + random.around(CONTACT_INTERVAL),
             contacts: random.below(2) as u32,
+            ask: None,
             gossip: None,
         };
         Self {
@@ -216,7 +220,6 @@ impl Membership {
             records,
             load: LoadVector::default(),
             probes: BTreeMap::new(),
-            probe_number: 0,
             health: 0,
             suspects: BTreeSet::new(),
             timers,
@@ -230,6 +233,7 @@ impl Membership {
             pulling: None,
             favours: (now, 0),
             head_heard: now,
+            head_spoke: false,
             head_lost: false,
             going_home: false,
             outputs: VecDeque::new(),
@@ -294,6 +298,13 @@ impl Membership {
         Ok(())
     }
 
+    /// Head only: the wall clock was set.
+    pub fn handle_clock(&mut self, now: Duration, unix_ms: u64) {
+        if let Records::Head(chronicle) = &mut self.records {
+            chronicle.handle_clock(now, unix_ms);
+        }
+    }
+
     /// Head only: the next change to write to disk, before anything else is drained.
     pub fn poll_persist(&mut self) -> Option<Change> {
         match &mut self.records {
@@ -316,9 +327,11 @@ impl Membership {
         }
     }
 
-    /// Whether this member may decide in the cluster's name: the head, and nodes that hear it.
+    /// Whether this member may decide in the cluster's name: the head, and nodes that hear it. Not before its first
+    /// word: an agent that restarts while the head is down knows nothing of the head.
     pub fn may_act(&self, now: Duration) -> bool {
-        self.config.role == Role::Head || (!self.going_home && now < self.head_heard + HEAD_LEASE)
+        let heard = self.head_spoke && now < self.head_heard + HEAD_LEASE;
+        self.config.role == Role::Head || (heard && !self.going_home)
     }
 
     /// When the head was last heard.
@@ -378,6 +391,7 @@ impl Membership {
         [self.timers.hello, self.timers.watch, self.timers.contact]
             .into_iter()
             .chain(self.timers.gossip)
+            .chain(self.timers.ask)
             .chain(self.pulling.as_ref().map(|pulling| pulling.next))
             .chain(self.mismatch.map(|(_, due)| due))
             .chain(self.probes.values().map(|probe| probe.next))
@@ -400,6 +414,10 @@ impl Membership {
         }
         if now >= self.timers.contact {
             self.contact(now);
+        }
+        if self.timers.ask.is_some_and(|at| now >= at) {
+            self.timers.ask = None;
+            self.ask_head(now);
         }
         self.handle_mismatch(now);
         self.handle_pulling(now);
@@ -446,14 +464,25 @@ impl Membership {
         self.outputs.push_back(Output::Event(event));
     }
 
-    /// The head was heard.
+    /// The head answered a question of ours: nobody can play that back.
     fn handle_head(&mut self, now: Duration) {
         self.head_heard = now;
+        self.head_spoke = true;
         if self.head_lost {
             self.head_lost = false;
             // What we declared without it is void; who is really there, comparing tells.
             self.roster.forget_dead(now, true);
             self.event(Event::HeadBack);
+        }
+    }
+
+    /// The head's seal was on a datagram; perhaps somebody played it back. While we miss the head we ask it, and
+    /// believe the answer; not all of a room in one moment.
+    fn hear_head(&mut self, now: Duration, appeared: bool) {
+        let silent = !self.hears_head(now);
+        if (appeared || silent || !self.head_spoke) && self.timers.ask.is_none() {
+            let spread = self.random.below(self.roster.present().min(1_000));
+            self.timers.ask = Some(now + Duration::from_millis(spread as u64 / 2));
         }
     }
 

@@ -226,7 +226,8 @@ impl Membership {
         purpose: Purpose,
         patience: Duration,
     ) {
-        self.probe_number = self.probe_number.wrapping_add(1);
+        // Not counted up: an answer that an earlier process was given answers no question of ours.
+        let number = self.random.draw() as u32;
         let probe = Probe {
             target,
             address,
@@ -237,8 +238,8 @@ impl Membership {
             refused: 0,
             next: now,
         };
-        self.probes.insert(self.probe_number, probe);
-        self.advance(now, self.probe_number);
+        self.probes.insert(number, probe);
+        self.advance(now, number);
     }
 
     /// Probes whose patience has ended.
@@ -338,6 +339,9 @@ impl Membership {
             Purpose::Judge | Purpose::Head | Purpose::Courtesy => {
                 self.health = self.health.saturating_sub(1);
                 self.withdraw(now, probe.target.id);
+                if self.config.head.is_some_and(|(id, _)| id == probe.target.id) {
+                    self.handle_head(now);
+                }
             }
         }
         true

@@ -131,7 +131,7 @@ impl Membership {
             }
         }
         if message.role == Role::Head {
-            self.handle_head(now);
+            self.hear_head(now, appeared);
         }
         let mut tell = None;
         let mut hasten = false;

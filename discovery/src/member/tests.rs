@@ -193,8 +193,21 @@ fn acts_for_the_cluster_only_near_the_heads_voice_and_goes_home_without() {
     let mut head = says(Kind::Gossip);
     head.role = Role::Head;
     hears(&mut a, 2 * SECOND, HEAD, &head).expect("taken");
+    assert!(!a.may_act(2 * SECOND), "somebody may have played that back");
+    a.handle_deadline(2 * SECOND);
+    let (said, _) = drain(&mut a);
+    let asked = said.iter().find_map(|(to, message)| match message.kind {
+        Kind::Ping { probe } if *to == To::Member(address(HEAD)) => Some(probe),
+        _ => None,
+    });
+    head.kind = Kind::Ack {
+        probe: asked.expect("asked"),
+    };
+    hears(&mut a, 2 * SECOND, HEAD, &head).expect("taken");
     drain(&mut a);
     assert!(a.may_act(2 * SECOND + HEAD_LEASE - SECOND));
+    let again = hears(&mut a, 9 * SECOND, HEAD, &head);
+    assert_eq!(again, Err(Refusal::Unasked), "an old answer is none");
     assert!(!a.may_act(2 * SECOND + HEAD_LEASE));
     let (said, events) = run(&mut a, 2 * SECOND, 700 * SECOND);
     assert_eq!(events, [Event::HeadLost, Event::GoHome]);
