@@ -1,7 +1,8 @@
-//! Members: real agents and a real head in network namespaces. `ci/test` runs `covering`; the rest are slices of `ci/night`, named after the
+//! Members: real agents and a real head in network namespaces. `ci/test` runs `covering` and `judging`; the rest are slices of `ci/night`, named after the
 //! modules. Figures are printed: `--nocapture`.
 
 mod covering;
+mod judging;
 
 use std::time::Duration;
 

@@ -14,7 +14,7 @@ use cid_protocol::node::{Ending, Leaving, PULSE_SECS, ToNode, WayHome};
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
 
 /// How long a TCP connection may take to come up.
-const CONNECT_BOUND: Duration = Duration::from_secs(3);
+const CONNECT_BOUND: Duration = Duration::from_secs(5);
 /// How long the head may take to answer a hello.
 const WELCOME_BOUND: Duration = Duration::from_secs(10);
 /// A head that answers no pulse for this long is unreachable.

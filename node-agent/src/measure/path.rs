@@ -14,12 +14,19 @@ const ECHO_TIME: Duration = Duration::from_millis(100);
 const FEW: usize = 3;
 /// The end of the echoes, whatever came.
 const ECHO_BOUND: Duration = Duration::from_millis(1_000);
-/// How long a turn at the bandwidth may be waited for.
-const TURN_BOUND: Duration = Duration::from_millis(150);
+/// How long a turn at the bandwidth may be waited for; the head says no long before, unless its word is lost and repeated.
+const TURN_BOUND: Duration = Duration::from_millis(300);
 /// For the bursts of one direction.
 const BURSTS_BOUND: Duration = Duration::from_millis(130);
 /// A burst that took this long is long enough to count; no longer one follows.
 const LONG: Duration = Duration::from_millis(30);
+/// Linux sends a lost segment again after 200 ms (`TCP_RTO_MIN`) when nothing that follows shows it missing: an echo that came
+/// so late, or a first burst that is overdue, says that the line loses.
+const REPEAT: Duration = Duration::from_millis(150);
+/// For the bursts of one direction over such a line, ...
+const LOSSY_BOUND: Duration = Duration::from_millis(400);
+/// ... and what they are to move: about 110 segments, for the kernels' counts to say how much it loses.
+const LOSSY_BYTES: u32 = 160 * 1024;
 const FIRST_BURST: u32 = 16 * 1024;
 /// Each burst is so much longer than the one before.
 const GROWTH: u32 = 4;
@@ -60,6 +67,10 @@ pub(crate) struct Prober {
     to_node: Option<u32>,
     from_node: Option<u32>,
     skipped: &'static str,
+    /// The line loses segments, it seems.
+    lossy: bool,
+    /// In this direction so far.
+    moved: u32,
     outputs: VecDeque<Probe>,
     /// Filler still to be sent, behind `outputs`.
     filler: u32,
@@ -75,6 +86,8 @@ impl Prober {
             to_node: None,
             from_node: None,
             skipped: "",
+            lossy: false,
+            moved: 0,
             outputs: VecDeque::new(),
             filler: 0,
         };
@@ -118,7 +131,9 @@ impl Prober {
                 }
             }
             (State::Waiting { .. }, Answer::Turn { granted: true }) => {
-                self.burst(now, Direction::ToNode, FIRST_BURST, now + BURSTS_BOUND);
+                let floor = self.floor();
+                self.lossy = self.times.iter().any(|time| *time >= floor + REPEAT);
+                self.direct(now, Direction::ToNode);
             }
             (State::Waiting { .. }, Answer::Turn { granted: false }) => self.skip("others were measuring"),
             (State::Bursting { direction, .. }, Answer::Filler(filler))
@@ -141,6 +156,14 @@ impl Prober {
         match self.state {
             State::Echoing { .. } => self.skip("too few echoes came back"),
             State::Waiting { .. } => self.skip("no turn was given in time"),
+            State::Bursting {
+                bytes: FIRST_BURST,
+                ref mut until,
+                ..
+            } if !self.lossy => {
+                self.lossy = true;
+                *until += LOSSY_BOUND;
+            }
             State::Bursting { .. } => self.take_burst(now),
             State::Over => {}
         }
@@ -175,6 +198,12 @@ impl Prober {
         self.state = State::Waiting {
             until: now + TURN_BOUND,
         };
+    }
+
+    fn direct(&mut self, now: Duration, direction: Direction) {
+        self.moved = 0;
+        let bound = if self.lossy { LOSSY_BOUND } else { BURSTS_BOUND };
+        self.burst(now, direction, FIRST_BURST, now + bound);
     }
 
     fn burst(&mut self, now: Duration, direction: Direction, bytes: u32, until: Duration) {
@@ -218,16 +247,18 @@ impl Prober {
         if !late || best.is_none() {
             *best = Some(best.unwrap_or(0).max(kbit));
         }
+        self.moved += bytes;
         let longer = bytes * GROWTH;
         // The next one takes about so much longer.
         let fits = now + whole * GROWTH <= until;
         match direction {
             _ if !late && whole < LONG && longer <= MAX_BURST && fits => {
-                self.burst(now, direction, longer, until)
+                self.burst(now, direction, longer, until);
             }
-            Direction::ToNode if !late => {
-                self.burst(now, Direction::FromNode, FIRST_BURST, now + BURSTS_BOUND);
+            _ if !late && self.lossy && self.moved < LOSSY_BYTES => {
+                self.burst(now, direction, FIRST_BURST * GROWTH, until);
             }
+            Direction::ToNode if !late => self.direct(now, Direction::FromNode),
             // A node that waited in vain sends nothing behind what is still on its way.
             Direction::ToNode | Direction::FromNode => self.done(),
         }
