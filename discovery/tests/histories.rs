@@ -83,8 +83,11 @@ fn planted_bugs_are_found() {
             &["used twice", "later boot", "and up, and", "home in peace"],
         ),
         (MissesArrivals, &["and up, and", "pairs disagree"]),
-        (StaysForEver, &["is still here"]),
-        (NoAlarmClock, &["is still here", "disagree", "and up, and"]),
+        (StaysForEver, &["is still here", "does not trust itself"]),
+        (
+            NoAlarmClock,
+            &["is still here", "disagree", "and up, and", "home in peace"],
+        ),
         (ActsAlone, &[" acts "]),
         (ForgetsReplays, &["opened twice"]),
         (
