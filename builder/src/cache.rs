@@ -3,8 +3,11 @@
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
+use cid_initramfs::Shelf;
+use cid_initramfs::digest::sha256_hex;
 
 /// The cache, held for this process alone until it is dropped.
 #[derive(Debug)]
@@ -22,7 +25,7 @@ impl Cache {
     /// Opens the cache at `root`, waiting for another builder that holds it.
     pub fn at(root: &Path) -> anyhow::Result<Self> {
         let place = || format!("cache folder {}", root.display());
-        for folder in ["apt", "packages", "unpacked", "facts", "pins"] {
+        for folder in ["apt", "packages", "unpacked", "facts", "pins", PACKED] {
             fs::create_dir_all(root.join(folder)).with_context(place)?;
         }
         let lock = File::create(root.join("lock")).with_context(place)?;
@@ -62,6 +65,37 @@ impl Cache {
     }
 }
 
+/// Packed blocks of images, each behind its SHA-256: a damaged one is as good as none.
+impl Shelf for Cache {
+    fn take(&self, key: &str) -> Option<Vec<u8>> {
+        let path = self.path(PACKED).join(key);
+        let file = fs::read(&path).ok()?;
+        let (digest, bytes) = file.split_at_checked(64)?;
+        if sha256_hex(bytes).as_bytes() != digest {
+            return None;
+        }
+        // The oldest are thrown away first. Not fatal: one that cannot be marked is only made again.
+        let _ = File::open(&path).and_then(|file| file.set_modified(SystemTime::now()));
+        Some(bytes.to_vec())
+    }
+
+    fn put(&self, key: &str, bytes: &[u8]) {
+        let folder = self.path(PACKED);
+        let mut seen: Vec<(SystemTime, PathBuf)> = fs::read_dir(&folder)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+            .collect();
+        seen.sort();
+        for (_, path) in seen.iter().rev().skip(PACKED_LIMIT - 1) {
+            let _ = fs::remove_file(path);
+        }
+        let file = [sha256_hex(bytes).as_bytes(), bytes].concat();
+        let _ = write_atomically(&folder.join(key), &file);
+    }
+}
+
 /// Where the cache of this user is: `${XDG_CACHE_HOME}/cid`, else `/var/cache/cid` for root, else `~/.cache/cid`.
 pub fn root() -> anyhow::Result<PathBuf> {
     let variable = |name: &str| {
@@ -76,6 +110,10 @@ pub fn root() -> anyhow::Result<PathBuf> {
         (None, None) => anyhow::bail!("no cache folder: set HOME or XDG_CACHE_HOME"),
     }
 }
+
+/// Folder of packed blocks, and how many are kept: three for each of a few recipes and kernels.
+const PACKED: &str = "packed";
+const PACKED_LIMIT: usize = 24;
 
 const WORKSHOP: &str = ".work-";
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use cid_initramfs::digest::sha256_hex;
-use cid_initramfs::{ModuleIndex, Node, Plan, compress, index_files, module, write_archive};
+use cid_initramfs::{ModuleFacts, ModuleIndex, Node, Plan, compress, index_files, module, write_archive};
 use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest};
 
 use crate::apt::{Apt, Freshness};
@@ -76,7 +76,7 @@ pub fn build(
     // The files that are only copied are copied while the archive is compressed.
     let (initrd, copied) = std::thread::scope(|scope| {
         let copying = scope.spawn(|| copy_through(&inputs, &output));
-        (pack(&plan, recipe, progress), copying.join())
+        (pack(&plan, recipe, cache, progress), copying.join())
     });
     let initrd = initrd?;
     let mut artifacts = copied.map_err(|_| anyhow!("the thread that copies kernel and loaders failed"))??;
@@ -159,11 +159,13 @@ fn lay_out(
     Ok((plan, firmware))
 }
 
-fn pack(plan: &Plan, recipe: &Recipe, progress: &Progress) -> anyhow::Result<Vec<u8>> {
+fn pack(plan: &Plan, recipe: &Recipe, cache: &Cache, progress: &Progress) -> anyhow::Result<Vec<u8>> {
     let archive = write_archive(plan).context("newc archive")?;
     let mut initrd = Vec::with_capacity(archive.bytes.len());
     let phase = progress.bytes("compressing", archive.bytes.len() as u64);
-    compress(&archive, recipe.compression, &mut initrd, |done| phase.at(done))?;
+    compress(&archive, recipe.compression, cache, &mut initrd, |done| {
+        phase.at(done)
+    })?;
     phase.finish();
     Ok(initrd)
 }
@@ -287,7 +289,7 @@ fn add_base(plan: &mut Plan, recipe: &Recipe, options: &Options, inputs: &Inputs
         })?;
         plan.add(path, Node::program(bytes))?;
     }
-    plan.add("/bin/busybox", Node::program(read(&inputs.busybox)?))?;
+    plan.add_supplied("/bin/busybox", Node::program(read(&inputs.busybox)?))?;
     plan.add(
         "/bin/sh",
         Node::Symlink {
@@ -310,25 +312,34 @@ fn add_modules(
 ) -> anyhow::Result<()> {
     let root = format!("/lib/modules/{}", kernel.release);
     let unpacks = kernel.unpacks_modules();
+    let modules: Vec<&ModuleFacts> = selection
+        .closure
+        .keys()
+        .filter_map(|name| index.module(name))
+        .collect();
+    // Unpacking is most of the time of a build whose packed blocks are in the cache.
+    let workers = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = modules.len().div_ceil(workers).max(1);
+    type Stored = anyhow::Result<Vec<(String, Vec<u8>)>>;
+    let read: Vec<Stored> = std::thread::scope(|scope| {
+        let one = |facts: &&ModuleFacts| stored_module(recipe, kernel, unpacks, facts);
+        let threads: Vec<_> = modules
+            .chunks(share)
+            .map(|chunk| scope.spawn(move || chunk.iter().map(one).collect()))
+            .collect();
+        let failed = |_| Err(anyhow!("a thread that reads modules failed"));
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(failed))
+            .collect()
+    });
     let mut stored = BTreeMap::new();
-    for name in selection.closure.keys() {
-        let Some(facts) = index.module(name) else { continue };
-        let file = kernel.modules.join(&facts.path);
-        let bytes = read(&file)?;
-        if sha256_hex(&bytes) != facts.sha256 {
-            bail!(
-                "{}: changed since its facts were read; delete the cache's 'facts' and build again",
-                file.display()
-            );
+    let mut facts = modules.iter();
+    for chunk in read {
+        for ((path, bytes), facts) in chunk?.into_iter().zip(facts.by_ref()) {
+            plan.add(&format!("{root}/{path}"), Node::file(bytes))?;
+            stored.insert(facts.name.clone(), path);
         }
-        let (path, bytes) = if unpacks && bytes.len() >= recipe.unpack_below {
-            (facts.path.clone(), bytes)
-        } else {
-            let plain = facts.path.split_inclusive(".ko").next().unwrap_or(&facts.path);
-            (plain.to_owned(), module::unpack(&facts.path, &bytes)?)
-        };
-        plan.add(&format!("{root}/{path}"), Node::file(bytes))?;
-        stored.insert(name.clone(), path);
     }
     let names = selection.closure.keys().cloned().collect();
     for (name, text) in index_files(index, &names, |facts| {
@@ -337,6 +348,28 @@ fn add_modules(
         plan.add(&format!("{root}/{name}"), Node::file(text.into_bytes()))?;
     }
     Ok(())
+}
+
+/// Path below the modules folder, and bytes, as the image has them.
+fn stored_module(
+    recipe: &Recipe,
+    kernel: &Kernel,
+    unpacks: bool,
+    facts: &ModuleFacts,
+) -> anyhow::Result<(String, Vec<u8>)> {
+    let file = kernel.modules.join(&facts.path);
+    let bytes = read(&file)?;
+    if sha256_hex(&bytes) != facts.sha256 {
+        bail!(
+            "{}: changed since its facts were read; delete the cache's 'facts' and build again",
+            file.display()
+        );
+    }
+    if unpacks && bytes.len() >= recipe.unpack_below {
+        return Ok((facts.path.clone(), bytes));
+    }
+    let plain = facts.path.split_inclusive(".ko").next().unwrap_or(&facts.path);
+    Ok((plain.to_owned(), module::unpack(&facts.path, &bytes)?))
 }
 
 /// Firmware that the drivers may ask for: every name, and whether the file is inside.
@@ -356,7 +389,7 @@ fn add_firmware(
         for tree in &inputs.firmware {
             let places = ["usr/lib/firmware", "lib/firmware"].map(|folder| tree.join(folder).join(name));
             if let Some(file) = places.iter().find(|file| file.is_file()) {
-                plan.add(&format!("/lib/firmware/{name}"), Node::file(read(file)?))?;
+                plan.add_supplied(&format!("/lib/firmware/{name}"), Node::file(read(file)?))?;
                 *inside = true;
                 break;
             }

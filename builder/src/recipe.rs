@@ -137,6 +137,9 @@ impl std::fmt::Display for Recipe {
         let compression = match self.compression {
             Compression::Gzip(level) => format!("gzip, level {level}"),
             Compression::Zstd(level) => format!("zstd, level {level}"),
+            Compression::Xz(level) => {
+                format!("xz, level {level} for our programs, 9 for what packages bring")
+            }
         };
         let Loaders {
             shim,

@@ -3,7 +3,8 @@
 
 use std::io::{self, Read, Write};
 
-use crate::plan::{Group, Node, Plan, group_of};
+use crate::plan::{Group, Node, Plan};
+use crate::xz::Part;
 
 /// Why an archive cannot be read. Nothing was kept; the archive is at fault.
 #[derive(Debug, thiserror::Error)]
@@ -40,23 +41,32 @@ pub struct Archive {
     pub bytes: Vec<u8>,
     /// The run of entries whose files are compressed already.
     pub packed: std::ops::Range<usize>,
+    /// The runs of entries of one group; together they are the whole.
+    pub parts: Vec<(Group, std::ops::Range<usize>)>,
 }
 
 /// Writes `plan` as one newc archive with its trailer. Time and owner are 0, inodes count from 1, every file has
 /// one link: the bytes depend on the plan alone.
 pub fn write_archive(plan: &Plan) -> io::Result<Archive> {
     let mut output = Vec::with_capacity(plan.content_size() as usize + (1 << 16));
-    let mut packed: Option<std::ops::Range<usize>> = None;
+    let mut parts: Vec<Part> = Vec::new();
     for (number, (path, node)) in plan.nodes().enumerate() {
         let start = output.len();
         output = write_entry(output, number, path, node)?;
-        if group_of(path, node) == Group::Packed {
-            packed = Some(packed.map_or(start, |run| run.start)..output.len());
+        let group = plan.group_of(path, node);
+        match parts.last_mut() {
+            Some((last, range)) if *last == group => range.end = output.len(),
+            _ => parts.push((group, start..output.len())),
         }
     }
     let bytes = cpio::newc::trailer(output)?;
-    let packed = packed.unwrap_or(bytes.len()..bytes.len());
-    Ok(Archive { bytes, packed })
+    match parts.last_mut() {
+        Some((_, range)) => range.end = bytes.len(),
+        None => parts.push((Group::Mark, 0..bytes.len())),
+    }
+    let packed = parts.iter().find(|(group, _)| *group == Group::Packed);
+    let packed = packed.map_or(bytes.len()..bytes.len(), |(_, range)| range.clone());
+    Ok(Archive { bytes, packed, parts })
 }
 
 fn write_entry<W: Write>(output: W, number: usize, path: &str, node: &Node) -> io::Result<W> {

@@ -1,4 +1,4 @@
-//! gzip and zstd with fixed settings, so that the same archive gives the same bytes on any machine; decoders for
+//! gzip, zstd and xz with fixed settings, so that the same archive gives the same bytes on any machine; decoders for
 //! whatever an image or a module file turns out to be. Never chooses settings from the host (cores, memory).
 
 use std::io::{self, BufRead, Read, Write};
@@ -6,6 +6,7 @@ use std::io::{self, BufRead, Read, Write};
 use zstd::zstd_safe::CParameter;
 
 use crate::archive::Archive;
+use crate::xz::{self, Shelf};
 
 /// How an archive is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,12 +15,19 @@ pub enum Compression {
     Gzip(u32),
     /// zstd, level 1 to 19.
     Zstd(i32),
+    /// xz, level 1 to 9 for our own programs; what packages bring is always packed hard, see [`crate::xz`].
+    Xz(u32),
 }
 
 impl Compression {
     /// gzip with a level that exists.
     pub fn gzip(level: u32) -> Option<Self> {
         (1..=9).contains(&level).then_some(Compression::Gzip(level))
+    }
+
+    /// xz with a level that exists.
+    pub fn xz(level: u32) -> Option<Self> {
+        (1..=9).contains(&level).then_some(Compression::Xz(level))
     }
 
     /// zstd with a level that exists and that the kernel can unpack (above 19 the window outgrows its limit).
@@ -33,12 +41,13 @@ impl Compression {
 #[error("compressing: {0}")]
 pub struct CompressError(#[from] io::Error);
 
-/// Compresses `archive` into `output`, telling `progress` how many bytes of it are done.
+/// Compresses `archive` into `output`, telling `progress` how many bytes of it are done. Only xz uses the `shelf`.
 pub fn compress(
     archive: &Archive,
     compression: Compression,
-    output: impl Write,
-    mut progress: impl FnMut(u64),
+    shelf: &dyn Shelf,
+    mut output: impl Write,
+    mut progress: impl FnMut(u64) + Send,
 ) -> Result<(), CompressError> {
     let mut done = 0;
     match compression {
@@ -66,6 +75,10 @@ pub fn compress(
             }
             feed(after, &mut encoder, &mut done, &mut progress)?;
             encoder.finish()?.flush()?;
+        }
+        Compression::Xz(level) => {
+            output.write_all(&xz::pack(archive, level, shelf, &mut progress)?)?;
+            output.flush()?;
         }
     }
     Ok(())
@@ -130,6 +143,7 @@ const XZ_MEMORY_LIMIT: u64 = 128 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::Group;
 
     /// Compressible and longer than several jobs, with a run in the middle that is not compressible.
     fn sample() -> Archive {
@@ -137,9 +151,11 @@ mod tests {
         let noise =
             (0..700_000_u64).flat_map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 13).to_le_bytes());
         let bytes: Vec<u8> = text(1_500_000).chain(noise).chain(text(100)).collect();
+        let length = bytes.len();
         Archive {
             bytes,
             packed: 6_000_000..11_600_000,
+            parts: vec![(Group::Plain, 0..length)],
         }
     }
 
@@ -148,10 +164,15 @@ mod tests {
         let mut input = sample();
         for packed in [input.packed.clone(), 0..0, 0..input.bytes.len()] {
             input.packed = packed;
-            for compression in [Compression::Gzip(6), Compression::Zstd(3), Compression::Zstd(19)] {
+            for compression in [
+                Compression::Gzip(6),
+                Compression::Zstd(3),
+                Compression::Zstd(19),
+                Compression::Xz(1),
+            ] {
                 let mut packed = Vec::new();
                 let mut last = 0;
-                compress(&input, compression, &mut packed, |done| last = done).unwrap();
+                compress(&input, compression, &(), &mut packed, |done| last = done).unwrap();
                 assert_eq!(last, input.bytes.len() as u64);
                 assert!(packed.len() < input.bytes.len());
                 let mut plain = Vec::new();
@@ -191,8 +212,10 @@ mod tests {
                 &Archive {
                     bytes: bytes.clone(),
                     packed,
+                    parts: Vec::new(),
                 },
                 Compression::Zstd(19),
+                &(),
                 &mut output,
                 |_| (),
             )
@@ -206,15 +229,17 @@ mod tests {
     fn levels_that_do_not_exist() {
         assert_eq!(Compression::gzip(0), None);
         assert_eq!(Compression::gzip(10), None);
+        assert_eq!(Compression::xz(0), None);
+        assert_eq!(Compression::xz(10), None);
         assert_eq!(Compression::zstd(0), None);
         assert_eq!(Compression::zstd(20), None);
     }
 
     #[test]
     fn a_cut_stream_is_an_error_not_a_short_file() {
-        for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+        for compression in [Compression::Gzip(6), Compression::Zstd(3), Compression::Xz(1)] {
             let mut packed = Vec::new();
-            compress(&sample(), compression, &mut packed, |_| ()).unwrap();
+            compress(&sample(), compression, &(), &mut packed, |_| ()).unwrap();
             let cut = &packed[..packed.len() / 2];
             let error = decompressor(cut).and_then(|mut plain| io::copy(&mut plain, &mut io::sink()));
             assert!(error.is_err(), "{compression:?}");

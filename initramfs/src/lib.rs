@@ -9,10 +9,12 @@ pub mod digest;
 pub mod index;
 pub mod module;
 pub mod plan;
+pub mod xz;
 
 pub use archive::{Archive, ArchiveError, read_archive, write_archive};
 pub use closure::{ClosureError, close};
 pub use compress::{CompressError, Compression, compress, decompressor};
 pub use index::{ModuleIndex, index_files};
 pub use module::{ModuleError, ModuleFacts};
-pub use plan::{Node, Plan, PlanError};
+pub use plan::{Group, Node, Plan, PlanError};
+pub use xz::Shelf;

@@ -1,6 +1,6 @@
 //! The file plan: what an image holds, as a sorted value. Paths are checked here, once; never touches a disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::digest::sha256_hex;
@@ -121,6 +121,7 @@ pub enum PlanError {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     nodes: BTreeMap<String, Node>,
+    supplied: BTreeSet<String>,
 }
 
 impl Plan {
@@ -175,6 +176,25 @@ impl Plan {
         Ok(())
     }
 
+    /// As [`Plan::add`], for a program or firmware out of a package: the same at every build until the package changes.
+    pub fn add_supplied(&mut self, path: &str, node: Node) -> Result<(), PlanError> {
+        self.add(path, node)?;
+        self.supplied.insert(path.to_owned());
+        Ok(())
+    }
+
+    /// Where in the archive the entry stands.
+    pub fn group_of(&self, path: &str, node: &Node) -> Group {
+        let packed = [".xz", ".zst", ".gz"].iter().any(|suffix| path.ends_with(suffix));
+        match node {
+            _ if path == COMPLETE => Group::Mark,
+            Node::File { .. } if packed => Group::Packed,
+            Node::File { .. } if path.starts_with("/lib/modules/") => Group::Module,
+            Node::File { .. } if self.supplied.contains(path) => Group::Supplied,
+            _ => Group::Plain,
+        }
+    }
+
     /// Writes the closing entry [`COMPLETE`]: the SHA-256 of the list of all other entries.
     pub fn seal(&mut self) -> Result<(), PlanError> {
         let mut list = String::new();
@@ -185,8 +205,8 @@ impl Plan {
         self.add(COMPLETE, Node::file(line.into_bytes()))
     }
 
-    /// Path and node in archive order: directories and programs (which resemble each other: the same libraries are in
-    /// them), unpacked modules, what is compressed already (one run of the archive that the compressor need not work
+    /// Path and node in archive order: directories and our programs (which resemble each other: the same libraries are in
+    /// them), what packages bring, unpacked modules, what is compressed already (one run of the archive that the compressor need not work
     /// on), then [`COMPLETE`]. Within each, bytewise by path; every directory stands in the first group.
     pub fn nodes(&self) -> impl Iterator<Item = (&str, &Node)> {
         let mut nodes: Vec<(&str, &Node)> = self
@@ -195,7 +215,7 @@ impl Plan {
             .map(|(path, node)| (path.as_str(), node))
             .collect();
         // Stable: within a group the order stays that of the paths.
-        nodes.sort_by_key(|(path, node)| group_of(path, node));
+        nodes.sort_by_key(|(path, node)| self.group_of(path, node));
         nodes.into_iter()
     }
 
@@ -245,23 +265,19 @@ pub fn check_path(path: &str) -> Result<(), PlanError> {
     Ok(())
 }
 
-/// Where in the archive an entry stands.
+/// Where in the archive an entry stands, in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Group {
+pub enum Group {
+    /// Directories, links, our programs, what a recipe adds.
     Plain,
+    /// Programs and firmware out of packages.
+    Supplied,
+    /// Unpacked modules and their index.
     Module,
+    /// What is compressed already.
     Packed,
+    /// [`COMPLETE`].
     Mark,
-}
-
-pub(crate) fn group_of(path: &str, node: &Node) -> Group {
-    let packed = [".xz", ".zst", ".gz"].iter().any(|suffix| path.ends_with(suffix));
-    match node {
-        _ if path == COMPLETE => Group::Mark,
-        Node::File { .. } if packed => Group::Packed,
-        Node::File { .. } if path.starts_with("/lib/modules/") => Group::Module,
-        _ => Group::Plain,
-    }
 }
 
 /// Bytes of a path; `init/initramfs.c` skips names longer than PATH_MAX without a word.

@@ -24,7 +24,14 @@ fn image(compression: Compression, change: impl FnOnce(&mut Plan)) -> tempfile::
     change(&mut plan);
     plan.seal().unwrap();
     let mut initrd = Vec::new();
-    compress(&write_archive(&plan).unwrap(), compression, &mut initrd, |_| ()).unwrap();
+    compress(
+        &write_archive(&plan).unwrap(),
+        compression,
+        &(),
+        &mut initrd,
+        |_| (),
+    )
+    .unwrap();
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("initrd.img"), &initrd).unwrap();
     let files = plan.nodes().map(|(path, node)| {
@@ -74,7 +81,7 @@ fn text(run: impl FnOnce(&mut Vec<u8>)) -> String {
 
 #[test]
 fn list_and_read() {
-    for compression in [Compression::Gzip(6), Compression::Zstd(3)] {
+    for compression in [Compression::Gzip(6), Compression::Zstd(3), Compression::Xz(3)] {
         let image = image(compression, |_| ());
         let listing = text(|output| ls(image.path(), Format::Text, output).unwrap());
         assert!(listing.contains("100755          7 /init\n"), "{listing}");

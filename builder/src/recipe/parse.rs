@@ -280,10 +280,16 @@ impl Context<'_> {
                     .and_then(Compression::gzip),
                 "1 to 9",
             ),
+            "xz" => (
+                u32::try_from(raw.level.unwrap_or(6))
+                    .ok()
+                    .and_then(Compression::xz),
+                "1 to 9",
+            ),
             other => {
                 return Err(self.error(
                     line,
-                    format!("compression format {other:?}: use \"zstd\" or \"gzip\""),
+                    format!("compression format {other:?}: use \"xz\", \"zstd\" or \"gzip\""),
                 ));
             }
         };

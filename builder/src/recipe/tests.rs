@@ -59,8 +59,8 @@ fn values_that_cannot_be() {
         "3: [kernel] needs either package = \"NAME\" or installed = true",
     );
     check_refused(
-        &format!("{GOOD}[compression]\nformat = \"xz\"\n"),
-        "3: compression format \"xz\": use \"zstd\" or \"gzip\"",
+        &format!("{GOOD}[compression]\nformat = \"lz4\"\n"),
+        "3: compression format \"lz4\": use \"xz\", \"zstd\" or \"gzip\"",
     );
     check_refused(
         &format!("{GOOD}[compression]\nformat = \"zstd\"\nlevel = 22\n"),
