@@ -315,9 +315,14 @@ impl Membership {
 
     /// Head only: what [`Self::poll_persist`] gave is committed, so everybody may know.
     pub fn handle_persisted(&mut self, now: Duration) {
+        self.handle_persisted_first(now, usize::MAX);
+    }
+
+    /// Head only: the same for the first `count` of what was given and not yet said to be committed.
+    pub fn handle_persisted_first(&mut self, now: Duration, count: usize) {
         if let Records::Head(chronicle) = &mut self.records {
             let before = chronicle.digest().length;
-            chronicle.handle_persisted();
+            chronicle.handle_persisted_first(count);
             let digest = chronicle.digest();
             if digest.length > before {
                 self.outputs.push_back(Output::Event(Event::History(digest)));

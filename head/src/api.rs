@@ -3,6 +3,7 @@
 
 mod hours;
 mod metrics;
+mod top;
 mod trace;
 
 use std::collections::BTreeMap;
@@ -142,6 +143,7 @@ impl From<QueryRejection> for Failure {
 pub fn router(api: Arc<Api>) -> Router {
     Router::new()
         .route("/v1/nodes", get(nodes))
+        .route("/v1/top", get(top::top))
         .route("/v1/adopt", post(adopt))
         .route("/v1/explain/{mac}", get(explain))
         .route("/v1/doctor", get(doctor))

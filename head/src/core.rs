@@ -6,11 +6,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use cid_discovery::seal::GroupKey;
 use cid_protocol::api::Event;
 use cid_protocol::node::ToNode;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::mac::Mac;
+use crate::membership::Members;
 use crate::registry::{ConnectionId, Now, Output, Registry};
 use crate::store::{Commit, Store, StoreError, Write};
 use crate::wake::{Power, Target};
@@ -52,7 +54,17 @@ impl Drops {
 struct Delivery {
     commit: Option<Commit>,
     outputs: Vec<Output>,
+    told: Told,
     done: oneshot::Sender<Result<(), String>>,
+}
+
+/// What the membership is told when a commit has ended.
+#[derive(Default)]
+struct Told {
+    /// Places of the history that were in it.
+    places: Vec<u32>,
+    /// The group key that was in it.
+    key: Option<GroupKey>,
 }
 
 /// The result of an input: done when it is on disk and what followed from it was sent.
@@ -85,6 +97,8 @@ impl Pending {
 /// The head's shared middle.
 pub struct Core {
     registry: Mutex<Registry>,
+    /// Whoever holds both locks took the registry's first.
+    members: Mutex<Option<Members>>,
     store: Store,
     started: Instant,
     deliveries: mpsc::Sender<Delivery>,
@@ -119,6 +133,7 @@ impl Core {
         let (deliveries, queue) = mpsc::channel(DELIVERIES);
         let core = Arc::new(Self {
             registry: Mutex::new(registry(now_since(started))),
+            members: Mutex::new(None),
             store,
             started,
             deliveries,
@@ -136,6 +151,32 @@ impl Core {
     /// Both clocks now.
     pub fn now(&self) -> Now {
         now_since(self.started)
+    }
+
+    /// The moment that the registry calls `at`.
+    pub fn instant(&self, at: Duration) -> tokio::time::Instant {
+        (self.started + at).into()
+    }
+
+    /// From here on the registry's decisions go into the history, and the history's judgements to the registry.
+    pub fn begin_membership(&self, members: Members) {
+        let (head, key) = (members.head(), members.keys().current().clone());
+        let table = members.membership().table().clone();
+        *lock(&self.members) = Some(members);
+        self.act(|registry, now| registry.begin_membership(now, head, &key, &table))
+            .1
+            .unacknowledged();
+    }
+
+    /// Looks at the membership; `None` before it was begun.
+    pub fn members<T>(&self, look: impl FnOnce(&mut Members) -> T) -> Option<T> {
+        lock(&self.members).as_mut().map(look)
+    }
+
+    /// Throws a machine out of the cluster: its connection ends, and the group key that it has opens nothing any more. Done when that
+    /// is on disk.
+    pub fn revoke(&self, mac: Mac, reason: &str) -> Pending {
+        self.act(|registry, now| registry.revoke(now, mac, reason)).1
     }
 
     /// The database, for reading.
@@ -156,11 +197,11 @@ impl Core {
     /// An input that acknowledges nothing to anybody, as a DHCP message that was heard: several for each exchange of a storm,
     /// and most change nothing that has to be written or sent. Those wake nobody.
     pub fn tell(&self, input: impl FnOnce(&mut Registry, Now)) {
-        let queue = |commit: Option<Commit>, outputs: Vec<Output>| {
+        let queue = |commit: Option<Commit>, outputs: Vec<Output>, told: Told| {
             if commit.is_none() && outputs.is_empty() {
                 return Ok(());
             }
-            self.deliver_later(commit, outputs).map(drop)
+            self.deliver_later(commit, outputs, told).map(drop)
         };
         if let Err(error) = self.enter(Vec::new(), input, queue).1 {
             tracing::warn!(%error, "not written");
@@ -173,8 +214,8 @@ impl Core {
         writes: Vec<Write>,
         input: impl FnOnce(&mut Registry, Now) -> T,
     ) -> (T, Pending) {
-        let (result, queued) = self.enter(writes, input, |commit, outputs| {
-            self.deliver_later(commit, outputs)
+        let (result, queued) = self.enter(writes, input, |commit, outputs, told| {
+            self.deliver_later(commit, outputs, told)
         });
         (result, Pending(queued))
     }
@@ -183,11 +224,13 @@ impl Core {
         &self,
         commit: Option<Commit>,
         outputs: Vec<Output>,
+        told: Told,
     ) -> Result<oneshot::Receiver<Result<(), String>>, String> {
         let (done, receiver) = oneshot::channel();
         let delivery = Delivery {
             commit,
             outputs,
+            told,
             done,
         };
         self.deliveries
@@ -196,19 +239,28 @@ impl Core {
             .map_err(|_| "too many deliveries are waiting".to_owned())
     }
 
-    /// Under the lock from the input to `queue`, so that the order of both queues is the order of the inputs.
+    /// Under both locks from the input to `queue`, so that the order of both queues is the order of the inputs, and what the registry
+    /// says of a machine stands in the same commit as what the history says of it.
     fn enter<T, Q>(
         &self,
         mut writes: Vec<Write>,
         input: impl FnOnce(&mut Registry, Now) -> T,
-        queue: impl FnOnce(Option<Commit>, Vec<Output>) -> Result<Q, String>,
+        queue: impl FnOnce(Option<Commit>, Vec<Output>, Told) -> Result<Q, String>,
     ) -> (T, Result<Q, String>) {
         let mut registry = lock(&self.registry);
+        let mut members = lock(&self.members);
         let now = self.now();
+        // The history's own judgements are older than this input.
+        if let Some(members) = &mut *members {
+            for change in members.decided() {
+                registry.handle_history(now, &change);
+            }
+        }
         let result = input(&mut registry, now);
         let mut durable = !writes.is_empty();
         let mut later = Vec::new();
         let mut outputs = Vec::new();
+        let mut told = Told::default();
         while let Some(output) = registry.poll_output() {
             match output {
                 Output::Persist(record) => {
@@ -232,7 +284,37 @@ impl Core {
                     durable = true;
                     writes.push(Write::Credential(mac, credential));
                 }
+                Output::Record {
+                    boot,
+                    state,
+                    name,
+                    reason,
+                } => {
+                    if let Some(members) = &mut *members {
+                        members.record(now.monotonic, boot, state, &name, &reason);
+                    }
+                }
+                Output::Rotate { thrown_out } => {
+                    let rotated = members
+                        .as_mut()
+                        .and_then(|members| members.rotate(now.monotonic, thrown_out));
+                    if let Some(cluster) = rotated {
+                        registry.issue_key(&cluster.key, thrown_out.is_some());
+                        told.key = Some(cluster.key.clone());
+                        durable = true;
+                        writes.push(Write::Cluster(Box::new(cluster)));
+                    }
+                }
                 output => outputs.push(output),
+            }
+        }
+        if let Some(members) = &mut *members {
+            // The registry knows these: they are its own.
+            members.decided();
+            for (place, change) in members.writes() {
+                durable = true;
+                told.places.push(place);
+                writes.push(Write::Change(place, Box::new(change)));
             }
         }
         if !later.is_empty() {
@@ -241,7 +323,12 @@ impl Core {
         let commit = if durable {
             match self.store.submit(writes) {
                 Ok(commit) => Some(commit),
-                Err(error) => return (result, Err(error.to_string())),
+                Err(error) => {
+                    if let Some(members) = &mut *members {
+                        members.handle_written(now.monotonic, &told.places, false);
+                    }
+                    return (result, Err(error.to_string()));
+                }
             }
         } else {
             if !writes.is_empty() {
@@ -249,7 +336,7 @@ impl Core {
             }
             None
         };
-        (result, queue(commit, outputs))
+        (result, queue(commit, outputs, told))
     }
 
     /// Registers a new connection; what the registry sends to it arrives at the receiver.
@@ -293,6 +380,8 @@ impl Core {
             | Output::Event { .. }
             | Output::PersistGroup { .. }
             | Output::PersistCredential { .. }
+            | Output::Record { .. }
+            | Output::Rotate { .. }
             | Output::Step { .. } => return,
         };
         let mut connections = lock(&self.connections);
@@ -348,12 +437,21 @@ async fn deliver(core: std::sync::Weak<Core>, mut queue: mpsc::Receiver<Delivery
             Some(commit) => commit.done().await.map_err(|error| error.to_string()),
             None => Ok(()),
         };
+        let Some(core) = core.upgrade() else { return };
+        let Told { places, key } = delivery.told;
+        if !places.is_empty() {
+            let now = core.now().monotonic;
+            core.members(|members| members.handle_written(now, &places, result.is_ok()));
+        }
         if result.is_ok() {
-            let Some(core) = core.upgrade() else { return };
             delivery
                 .outputs
                 .into_iter()
                 .for_each(|output| core.hand_over(output));
+            // Behind the nodes' own: they are to have it when they hear it used.
+            if let Some(key) = key {
+                core.members(|members| members.handle_key_written(key));
+            }
         }
         let _ = delivery.done.send(result);
     }

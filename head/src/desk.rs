@@ -217,7 +217,12 @@ impl BootView for Desk {
             (record, exception)
         });
         let facts = last_facts(mac, record.as_ref());
-        let up = record.is_some_and(|record| matches!(record.state, NodeState::Up | NodeState::Draining));
+        let up = record.is_some_and(|record| {
+            matches!(
+                record.state,
+                NodeState::Up | NodeState::Suspect | NodeState::Draining
+            )
+        });
         // Not through `decide`: nobody was answered, so nothing is counted.
         let decision = policy::decide(&facts, &self.standing(&facts), &self.offers.current().site);
         let boot = match &decision.action {

@@ -2,7 +2,6 @@
 //! Must never speak a boot protocol itself (that is `cid-bootserver`) nor decide what a machine boots (its policy).
 
 pub mod api;
-pub mod beacons;
 pub mod config;
 pub mod core;
 pub mod desk;
@@ -13,6 +12,7 @@ pub mod judge;
 pub mod kept;
 pub mod mac;
 pub mod measuring;
+pub mod membership;
 #[cfg(test)]
 mod mutation;
 pub mod nodes;

@@ -11,6 +11,7 @@ mod drain;
 mod hours;
 mod judging;
 mod machine;
+mod members;
 mod node;
 mod rows;
 mod trust;
@@ -20,6 +21,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use cid_discovery::history::State;
+use cid_discovery::{Boot, NodeId};
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Leaving, ToNode};
 use cid_protocol::trace::{Step, What};
@@ -117,6 +120,23 @@ pub enum Output {
         /// What.
         step: Box<Step>,
     },
+    /// Put this into the history.
+    Record {
+        /// Which boot of which machine.
+        boot: Boot,
+        /// Its state from here on.
+        state: State,
+        /// Name, or MAC.
+        name: String,
+        /// Why.
+        reason: String,
+    },
+    /// Change the group key, and give it to [`Registry::issue_key`]; `thrown_out`: because of this member, so that the old one ends
+    /// at once.
+    Rotate {
+        /// Its id if it has one.
+        thrown_out: Option<Option<NodeId>>,
+    },
     /// Send over a node's connection.
     Send {
         /// Which.
@@ -156,6 +176,9 @@ pub struct Registry {
     vouched: BTreeMap<ConnectionId, Mac>,
     /// Nodes that were unfit, by reason.
     refusals: BTreeMap<&'static str, u64>,
+    /// Whose id is whose.
+    ids: BTreeMap<NodeId, Mac>,
+    ticket: Option<members::Ticket>,
 }
 
 impl Registry {
@@ -177,6 +200,8 @@ impl Registry {
             })
             .collect();
         let strangers = machines.values().filter(|machine| machine.is_stranger()).count();
+        let id_of = |machine: &Machine| Some((machine.record.node_id?, machine.record.mac));
+        let ids = machines.values().filter_map(id_of).collect();
         Self {
             groups: config.groups.clone(),
             unknown: config.unknown.clone(),
@@ -195,6 +220,8 @@ impl Registry {
             listed: BTreeMap::new(),
             vouched: BTreeMap::new(),
             refusals: BTreeMap::new(),
+            ids,
+            ticket: None,
         }
     }
 
@@ -258,7 +285,9 @@ impl Registry {
                 continue;
             };
             let silent = now.monotonic.saturating_sub(machine.heard).as_secs();
-            if machine.leaving.is_some() && machine.record.state == NodeState::Draining {
+            if machine.leaving.is_some()
+                && matches!(machine.record.state, NodeState::Draining | NodeState::Suspect)
+            {
                 let reason = machine.record.reason.clone();
                 self.enter_going_home(now, mac, reason);
                 self.persist(mac);
@@ -280,8 +309,12 @@ impl Registry {
     fn deadline(&self, machine: &Machine) -> Option<Duration> {
         let base = machine.heard;
         match machine.record.state {
-            NodeState::Draining if machine.leaving.is_some() => machine.leaving,
-            NodeState::Up | NodeState::Draining | NodeState::Booting => Some(base + machine.grace),
+            NodeState::Draining | NodeState::Suspect if machine.leaving.is_some() => machine.leaving,
+            // Of members the history says who is silent.
+            NodeState::Joining | NodeState::Up | NodeState::Draining | NodeState::Suspect => {
+                machine.member.is_none().then_some(base + machine.grace)
+            }
+            NodeState::Booting => Some(base + machine.grace),
             NodeState::GoingHome if machine.way_out != Leaving::LocalBoot => Some(base + LEAVING_TIME),
             NodeState::GoingHome => Some(base + self.patience(machine) + REBOOT_PATIENCE),
             _ => None,
@@ -382,10 +415,10 @@ impl Registry {
             return;
         };
         let record = &mut machine.record;
-        let changed = record.state != state;
+        let before = record.state;
+        let changed = before != state;
         // It has gone: whoever speaks in its name from here on has to prove a boot.
-        let gone =
-            record.state == NodeState::GoingHome && !matches!(state, NodeState::GoingHome | NodeState::Up);
+        let gone = before == NodeState::GoingHome && !matches!(state, NodeState::GoingHome | NodeState::Up);
         if changed {
             record.state = state;
             record.since = now.unix_secs();
@@ -395,7 +428,10 @@ impl Registry {
         }
         record.reason.clone_from(&reason);
         if changed {
-            (machine.leaving, machine.step_until) = (None, None);
+            // A node that does not answer for a moment has not finished what it was about.
+            if before != NodeState::Suspect && state != NodeState::Suspect {
+                (machine.leaving, machine.step_until) = (None, None);
+            }
             let record = &machine.record;
             let text = format!("{} is {}: {reason}", record.label(), state_word(state));
             // The others are told by the steps that lead to them.
@@ -433,6 +469,7 @@ impl Registry {
             machine.stale = false;
             self.outputs
                 .push_back(Output::Persist(Box::new(machine.record.clone())));
+            self.record_in_history(mac);
         }
     }
 
@@ -482,7 +519,9 @@ impl Registry {
         let Some(mac) = self.quietest_stranger() else {
             return false;
         };
-        self.machines.remove(&mac);
+        if let Some(id) = self.machines.remove(&mac).and_then(|gone| gone.record.node_id) {
+            self.ids.remove(&id);
+        }
         self.timelines.forget(mac);
         self.forget_credential(mac);
         self.strangers -= 1;

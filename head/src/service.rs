@@ -36,11 +36,13 @@ use crate::core::Core;
 use crate::desk::Desk;
 use crate::interface::{self, Interface};
 use crate::kept::Kept;
+use crate::membership::Members;
+use crate::membership::door;
 use crate::registry::Registry;
-use crate::store::Store;
+use crate::store::{Contents, Store};
 use crate::trust::{self, Trust};
 use crate::wake::Power;
-use crate::{beacons, nodes, offers};
+use crate::{nodes, offers};
 
 /// Callers that may wait to be accepted: a room of PCs.
 const BACKLOG: i32 = 1024;
@@ -62,7 +64,7 @@ struct Wire {
     tftp: tftp::Server,
     http: TcpListener,
     nodes: TcpListener,
-    beacons: tokio::net::UdpSocket,
+    members: door::Wire,
 }
 
 /// What there is of DHCP on one interface.
@@ -92,7 +94,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         .collect::<Result<_, _>>()?;
     let interface = interfaces.first().context("head.toml names no interface")?;
     let config = config.resolve(&interface.subnet)?;
-    let (store, contents) = Store::open(&config.state_dir)?;
+    let (store, mut contents) = Store::open(&config.state_dir)?;
     let cut_short = was_cut_short(&store, !kept.is_empty())?;
     if !cut_short {
         kept.discard();
@@ -104,16 +106,27 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     };
     let trust = trust::start(&config.state_dir, config.token_valid)?;
     let socket = config.socket.clone();
-    let machines = contents.machines;
-    let leases = contents.leases;
-    tracing::info!(machines = machines.len(), leases = leases.len(), "state read");
+    let (steps, groups) = (
+        std::mem::take(&mut contents.steps),
+        std::mem::take(&mut contents.groups),
+    );
+    let credentials = std::mem::take(&mut contents.credentials);
+    let machines = contents.machines.clone();
+    tracing::info!(
+        machines = machines.len(),
+        leases = contents.leases.len(),
+        changes = contents.history.len(),
+        "state read"
+    );
     let core = Core::start(store, Power::new(interfaces.clone()), |now| {
         let mut registry = Registry::new(&config, machines, now);
-        registry.restore_timelines(contents.steps);
-        registry.restore_groups(contents.groups);
-        registry.restore_credentials(contents.credentials);
+        registry.restore_timelines(steps);
+        registry.restore_groups(groups);
+        registry.restore_credentials(credentials);
         registry
     });
+    begin_membership(&core, &mut contents, interface).await?;
+    let leases = contents.leases;
     let offers = offers::load(&config, interface.subnet.address).await?;
     let mut tasks = start(&config, interface, bound, &core, &offers, &leases, &trust)?;
     let text = format!(
@@ -148,6 +161,16 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     core.store().submit(Vec::new())?.done().await?;
     let _ = std::fs::remove_file(&socket);
     ended
+}
+
+/// The head's next incarnation is on disk before a member hears of it.
+async fn begin_membership(core: &Core, contents: &mut Contents, interface: &Interface) -> Result<()> {
+    let address = SocketAddrV4::new(interface.subnet.address, NODE_PORT);
+    let (members, writes) =
+        Members::begin(contents, address, core.now()).context("cannot draw a group key")?;
+    core.store().submit(writes)?.done().await?;
+    core.begin_membership(members);
+    Ok(())
 }
 
 /// Whether this head was serving a moment ago and was killed. Then nobody has had the time to put another DHCP server on
@@ -221,7 +244,7 @@ async fn bind_wire(config: &Config, interface: &Interface, cut_short: bool, keep
             .journal(config.state_dir.join(journal)),
         http: tcp(http::PORT).with_context(occupied("HTTP", http::PORT))?,
         nodes: tcp(NODE_PORT).with_context(occupied("nodes", NODE_PORT))?,
-        beacons: beacons::bind(interface, keeper).with_context(occupied("beacons", NODE_PORT))?,
+        members: door::Wire::bind(interface, keeper).with_context(occupied("members", NODE_PORT))?,
     })
 }
 
@@ -300,6 +323,7 @@ fn start(
         config: config.clone(),
     };
     let mut tasks = JoinSet::new();
+    let mut wires = Vec::new();
     for wire in bound.wires {
         let address = wire.address;
         match wire.dhcp {
@@ -346,12 +370,14 @@ fn start(
             nodes::serve(nodes_core, trust, wire.nodes).await;
             stopped("the door for nodes")
         });
-        let beacons_core = Arc::clone(core);
-        tasks.spawn(async move {
-            beacons::serve(beacons_core, wire.beacons).await;
-            stopped("hearing beacons")
-        });
+        wires.push(wire.members);
     }
+    let members_core = Arc::clone(core);
+    tasks.spawn(async move {
+        door::serve(members_core, wires)
+            .await
+            .context("the membership ended")
+    });
     tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
     let offers = Arc::clone(offers);
     tasks.spawn(async move {

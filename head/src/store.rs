@@ -4,6 +4,7 @@
 //! once that is committed (WAL, `synchronous=FULL`: the log is synchronised before the commit returns). While the
 //! disk works the queue fills, so under load a commit carries many; one write alone waits for nobody.
 
+mod members;
 mod schema;
 
 use std::collections::BTreeMap;
@@ -15,8 +16,10 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 pub use cid_bootserver::dhcp::leases::LeaseRecord as Lease;
+use cid_discovery::history::Change;
 use cid_protocol::api::Event;
 use cid_protocol::trace::Step;
+pub use members::Cluster;
 use nix::fcntl::{Flock, FlockArg};
 use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
@@ -50,6 +53,12 @@ pub enum Write {
     Group(String, GroupRecord),
     /// Insert or replace a machine's credential.
     Credential(Mac, Box<Credential>),
+    /// Replace what makes this head the same head to its members.
+    Cluster(Box<Cluster>),
+    /// Put a change at its place in the history.
+    Change(u32, Box<Change>),
+    /// Drop the history from this place on.
+    CutHistory(u32),
 }
 
 /// Why the database cannot be used; each is one line with the remedy.
@@ -110,6 +119,10 @@ pub struct Contents {
     pub groups: Vec<(String, GroupRecord)>,
     /// The certificates in force, and what is kept of those that were.
     pub credentials: Vec<(Mac, Credential)>,
+    /// Who this head is to its members; `None` until it was one.
+    pub cluster: Option<Cluster>,
+    /// The history since its epoch began, in order.
+    pub history: Vec<Change>,
 }
 
 /// A write that is on its way. Dropping it does not undo the write.
@@ -187,6 +200,7 @@ impl Store {
             Err((_, errno)) => return Err(in_folder(errno.into())),
         };
         let path = folder.join(FILE);
+        private(&path).map_err(in_folder)?;
         let mut writer = connect(&path)?;
         prepare(&path, &mut writer)?;
         let read = |source| StoreError::Open {
@@ -199,6 +213,8 @@ impl Store {
             steps: schema::steps(&writer).map_err(read)?,
             groups: schema::groups(&writer).map_err(read)?,
             credentials: schema::credentials(&writer).map_err(read)?,
+            cluster: members::cluster(&writer).map_err(read)?,
+            history: members::history(&writer).map_err(read)?,
         };
         let reader = connect(&path)?;
         let (queue, requests) = sync_channel(QUEUE);
@@ -282,6 +298,13 @@ impl Store {
             source,
         })
     }
+}
+
+/// The group key is in it: nobody else reads it. SQLite gives the files beside it the same mode.
+fn private(path: &Path) -> std::io::Result<()> {
+    use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
+    let file = File::options().create(true).append(true).mode(0o600).open(path)?;
+    file.set_permissions(std::fs::Permissions::from_mode(0o600))
 }
 
 fn connect(path: &Path) -> Result<Connection, StoreError> {
@@ -373,7 +396,10 @@ impl Lazy {
                     | Write::Event(_)
                     | Write::Step(..)
                     | Write::Group(..)
-                    | Write::Credential(..) => {}
+                    | Write::Credential(..)
+                    | Write::Cluster(_)
+                    | Write::Change(..)
+                    | Write::CutHistory(_) => {}
                 }
                 writes.push(write);
             }
@@ -434,6 +460,9 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::Step(about, step) => schema::put_step(&transaction, *about, step)?,
             Write::Group(name, group) => schema::put_group(&transaction, name, group)?,
             Write::Credential(mac, credential) => schema::put_credential(&transaction, *mac, credential)?,
+            Write::Cluster(cluster) => members::put_cluster(&transaction, cluster)?,
+            Write::Change(place, change) => members::put_change(&transaction, *place, change)?,
+            Write::CutHistory(place) => members::cut_history(&transaction, *place)?,
         }
     }
     transaction.commit()

@@ -195,7 +195,14 @@ impl Chronicle {
 
     /// Everything handed out by [`Self::poll_persist`] is on disk: now it is history.
     pub fn handle_persisted(&mut self) {
-        for _ in 0..core::mem::take(&mut self.handed) {
+        self.handle_persisted_first(self.handed);
+    }
+
+    /// The same for the first `count` of them: the others are on their way.
+    pub fn handle_persisted_first(&mut self, count: usize) {
+        let count = count.min(self.handed);
+        self.handed -= count;
+        for _ in 0..count {
             if let Some(change) = self.unwritten.pop_front() {
                 self.append(change);
             }

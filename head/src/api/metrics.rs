@@ -79,6 +79,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "Open node connections.",
         api.core.connection_count() as u64,
     );
+    members(&api, &mut text);
     let serving = u64::from(matches!(api.boot.dhcp(), DhcpStatus::Serving));
     single(
         &mut text,
@@ -87,6 +88,54 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         serving,
     );
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// The membership; nothing before it was begun.
+fn members(api: &Api, text: &mut String) {
+    let found = api.core.members(|members| {
+        let counts = members.count_by_liveness();
+        let refusals: Vec<_> = members.membership().refusals().iter().collect();
+        let keys = (members.keys().current().epoch, members.keys().rotations());
+        let traffic = members.traffic().all();
+        (
+            counts,
+            refusals,
+            members.unopened(),
+            keys,
+            traffic,
+            members.history(),
+        )
+    });
+    let Some((counts, refusals, unopened, (epoch, rotations), traffic, history)) = found else {
+        return;
+    };
+    let owned = |(word, count): (&'static str, u64)| (word.to_owned(), count);
+    let help = "Members as the head's own membership sees them.";
+    family(text, "cid_members", "gauge", help, "liveness", counts.map(owned));
+    let help = "Datagrams of the membership that were not taken, by reason.";
+    let drops = unopened.into_iter().chain(refusals).map(owned);
+    family(text, "cid_member_drops_total", "counter", help, "reason", drops);
+    let help = "Sealed datagrams and their bytes, without IP and UDP.";
+    family(
+        text,
+        "cid_member_traffic_total",
+        "counter",
+        help,
+        "what",
+        traffic.map(owned),
+    );
+    single(
+        text,
+        "cid_group_key_epoch",
+        "Epoch of the group key in force.",
+        u64::from(epoch),
+    );
+    let help = "Changes of the group key since the start.";
+    single(text, "cid_group_key_rotations", help, rotations);
+    let help = "Which history this head writes.";
+    single(text, "cid_history_epoch", help, u64::from(history.epoch));
+    let help = "Changes in the history that are on disk.";
+    single(text, "cid_history_length", help, u64::from(history.length));
 }
 
 fn single(text: &mut String, name: &str, help: &str, value: u64) {

@@ -84,7 +84,7 @@ impl Record {
     /// was restarted: a crash, or a person who wants the PC. Either way it is theirs.
     pub fn hold_when_asking(&self) -> Option<String> {
         let was_up = match self.state {
-            NodeState::Up | NodeState::Draining => true,
+            NodeState::Up | NodeState::Draining | NodeState::Suspect => true,
             // The count is zero from the moment it was up: a machine lost before that never joined.
             NodeState::Lost => self.failed_boots == 0,
             _ => false,
@@ -175,7 +175,8 @@ impl Registry {
         machine.way_out = Leaving::LocalBoot;
         // It is on.
         machine.calls.clear();
-        let leaving = before.state == NodeState::Draining && machine.leaving.is_some();
+        let leaving =
+            matches!(before.state, NodeState::Draining | NodeState::Suspect) && machine.leaving.is_some();
         if before.hold.is_none() {
             record.set_hold(before.hold_when_asking(), hold_ends);
         }
@@ -183,7 +184,12 @@ impl Registry {
             self.enter_going_home(now, mac, before.reason.clone());
         } else if matches!(
             before.state,
-            NodeState::Up | NodeState::Draining | NodeState::Lost | NodeState::Booting
+            NodeState::Joining
+                | NodeState::Up
+                | NodeState::Suspect
+                | NodeState::Draining
+                | NodeState::Lost
+                | NodeState::Booting
         ) {
             // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
             // packet with this MAC, the next pulse puts the row right.
@@ -232,7 +238,10 @@ impl Registry {
             self.event(now, mac, "decision", text.clone());
         }
         // A machine nobody adopted stays `seen` whatever it is told.
-        let stays = matches!(state, NodeState::Seen | NodeState::Up | NodeState::Draining);
+        let stays = matches!(
+            state,
+            NodeState::Seen | NodeState::Joining | NodeState::Up | NodeState::Suspect | NodeState::Draining
+        );
         let sent_home = verdict == Verdict::LocalDisk && !stays;
         if sent_home {
             self.change_state(now, mac, NodeState::Home, text);

@@ -283,7 +283,9 @@ impl Registry {
         };
         let connection = machine.connection;
         let state = match machine.record.state {
-            NodeState::Up
+            NodeState::Joining
+            | NodeState::Up
+            | NodeState::Suspect
             | NodeState::Draining
             | NodeState::Booting
             | NodeState::Lost
@@ -327,7 +329,7 @@ impl Registry {
                 self.change_state(now, *mac, NodeState::Known, reason);
             }
             self.persist(*mac);
-            if !matches!(state, NodeState::Up | NodeState::Draining) {
+            if !matches!(state, NodeState::Up | NodeState::Suspect | NodeState::Draining) {
                 self.call_again_and_again(now, *mac);
             }
         }

@@ -67,7 +67,7 @@ impl Registry {
         }
         let up = self.machines.values().filter(|machine| {
             let group = self.group_of(&machine.record).map(|(name, _)| name);
-            machine.is_in() && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
+            machine.is_here() && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
         });
         let macs: Vec<Mac> = up.map(|machine| machine.record.mac).collect();
         for mac in macs {
@@ -183,7 +183,9 @@ impl Registry {
             });
             let (up, silent): (Vec<_>, Vec<_>) = members
                 .map(|record| (record.mac, record.label(), record.state))
-                .partition(|(_, _, state)| matches!(state, NodeState::Up | NodeState::Draining));
+                .partition(|(_, _, state)| {
+                    matches!(state, NodeState::Up | NodeState::Suspect | NodeState::Draining)
+                });
             if last {
                 let mut names: Vec<String> = silent.into_iter().map(|(_, name, _)| name).collect();
                 names.sort();

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use cid_discovery::{Boot, NodeId};
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Hardware, Leaving, Load};
 
@@ -57,6 +58,10 @@ pub struct Record {
     pub image: Option<String>,
     /// Reported when it joined last.
     pub hardware: Option<Box<Hardware>>,
+    /// Who it is among the members; given when it joins for the first time, for good.
+    pub node_id: Option<NodeId>,
+    /// Which boot of it took part in the membership last; 0: none. Rises for ever.
+    pub incarnation: u64,
 }
 
 impl Record {
@@ -85,6 +90,8 @@ impl Record {
             boot_id: None,
             image: None,
             hardware: None,
+            node_id: None,
+            incarnation: 0,
         }
     }
 
@@ -114,6 +121,10 @@ pub(super) struct Machine {
     pub(super) load: Option<Load>,
     /// How far its clock is from ours.
     pub(super) clock: Option<ClockOffset>,
+    /// The boot under which it stands in the history: whether it answers is judged there, not here.
+    pub(super) member: Option<Boot>,
+    /// That it left was heard from the membership only; its own words may still come.
+    pub(super) left_unsaid: bool,
     /// When the node over this connection believes that it goes home, Unix time in milliseconds.
     pub(super) told: Option<u64>,
     /// It was told to go home and drains; at this moment, on the monotonic clock, it is taken to be on its way.
@@ -145,6 +156,8 @@ impl Machine {
             grace,
             load: None,
             clock: None,
+            member: None,
+            left_unsaid: false,
             told: None,
             leaving: None,
             step_until: None,
@@ -158,7 +171,12 @@ impl Machine {
         }
     }
 
-    /// It is in the cluster, whether or not it takes work.
+    /// It is in the cluster, as far as anybody knows.
+    pub(super) fn is_here(&self) -> bool {
+        self.is_in() || self.record.state == NodeState::Suspect
+    }
+
+    /// It is in the cluster and answers, whether or not it takes work.
     pub(super) fn is_in(&self) -> bool {
         matches!(self.record.state, NodeState::Up | NodeState::Draining)
     }

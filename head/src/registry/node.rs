@@ -33,6 +33,7 @@ impl Registry {
             self.persist(mac);
             return self.refuse(connection, text);
         }
+        let claimed = hello.incarnation;
         let uptime_ms = millis(hello.hardware.uptime_secs);
         let phases = hello.phases.clone();
         let same_boot = self.take_report(now, mac, connection, address, hello);
@@ -40,7 +41,13 @@ impl Registry {
         let welcomed = same_boot
             && matches!(
                 state,
-                Some(NodeState::Up | NodeState::Draining | NodeState::Lost | NodeState::GoingHome)
+                Some(
+                    NodeState::Up
+                        | NodeState::Suspect
+                        | NodeState::Draining
+                        | NodeState::Lost
+                        | NodeState::GoingHome
+                )
             );
         // One that asks again after a refusal has told its beginning already.
         if !same_boot {
@@ -49,6 +56,7 @@ impl Registry {
         if !self.admit(now, mac, connection, welcomed) {
             return;
         }
+        let member = self.assign_boot(now, mac, connection, same_boot, claimed);
         let same_boot = welcomed;
         let Some(machine) = self.machines.get(&mac) else {
             return;
@@ -65,6 +73,8 @@ impl Registry {
         match &hold {
             // It is back from a boot that was under way when it was released, or the release did not reach it.
             Some(reason) => self.enter_going_home(now, mac, reason.clone()),
+            // The same member on a new connection: whether it answers is for its peers to say.
+            None if member.again && self.is_doubted(mac) => {}
             None if same_boot => self.come_up(now, mac, "joined; found its head again".to_owned()),
             None => self.come_up(now, mac, "joined".to_owned()),
         }
@@ -94,7 +104,7 @@ impl Registry {
             home_at_unix_ms,
             at_close,
             way_home,
-            member: None,
+            member: member.ticket,
         };
         self.outputs.push_back(Output::Send {
             connection,
@@ -133,6 +143,7 @@ impl Registry {
         machine.heard = now.monotonic;
         machine.grace = LOST_AFTER;
         machine.way_out = Leaving::LocalBoot;
+        machine.left_unsaid = false;
         machine.calls.clear();
         let record = &mut machine.record;
         let boot_id = tame(&hello.boot_id, 64);
@@ -254,7 +265,7 @@ impl Registry {
             record.address == Some(address)
                 && matches!(
                     record.state,
-                    NodeState::Up | NodeState::Draining | NodeState::Lost
+                    NodeState::Up | NodeState::Draining | NodeState::Suspect | NodeState::Lost
                 )
                 && record.label() == name
         };
@@ -275,7 +286,7 @@ impl Registry {
         machine.grace = LOST_AFTER;
         machine.record.last_seen = now.unix_secs();
         machine.stale = true;
-        if machine.record.state == NodeState::Lost {
+        if machine.record.state == NodeState::Lost && machine.member.is_none() {
             self.come_up(now, mac, "heard again".to_owned());
             self.persist(mac);
         }
@@ -299,7 +310,8 @@ impl Registry {
             return;
         };
         // One that was sent home at the end of the hours is nobody's in particular: it comes again when they begin.
-        let sent = machine.record.state == NodeState::GoingHome || machine.leaving.is_some();
+        let sent =
+            machine.record.state == NodeState::GoingHome && !machine.left_unsaid || machine.leaving.is_some();
         let record = &machine.record;
         let open = self
             .group_of(record)
@@ -309,6 +321,7 @@ impl Registry {
             return;
         };
         machine.way_out = leaving;
+        machine.left_unsaid = false;
         if machine.record.hold.is_none() && open && !sent {
             machine.record.set_hold(Some(reason.clone()), ends);
         }

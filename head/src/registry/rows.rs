@@ -34,7 +34,7 @@ impl Registry {
         let machine = self.machines.get(&mac)?;
         let record = &machine.record;
         let group = self.group_of(record);
-        let up = machine.is_in();
+        let up = machine.is_here();
         Some(NodeRow {
             name: record.label(),
             group: group.map(|(name, _)| name.to_owned()).unwrap_or_default(),

@@ -2,6 +2,8 @@
 
 use cid_protocol::node::{Hardware, Hello, Link, Load, NODE_PROTOCOL_VERSION};
 
+use cid_discovery::history::Change;
+
 use super::*;
 
 mod adoption;
@@ -10,6 +12,7 @@ mod exceptions;
 mod hours;
 mod judging;
 mod life;
+mod members;
 mod trust;
 mod walk;
 
@@ -38,6 +41,11 @@ struct Trace {
     sent: Vec<(ConnectionId, ToNode)>,
     woken: Vec<Mac>,
     events: Vec<String>,
+    /// What the registry put into the history, repetitions included.
+    history: Vec<(Boot, State)>,
+    rotations: Vec<Option<Option<NodeId>>>,
+    /// Nodes come with a certificate.
+    certified: bool,
 }
 
 impl Trace {
@@ -50,6 +58,9 @@ impl Trace {
             sent: Vec::new(),
             woken: Vec::new(),
             events: Vec::new(),
+            history: Vec::new(),
+            rotations: Vec::new(),
+            certified: false,
         }
     }
 
@@ -66,6 +77,8 @@ impl Trace {
                 Output::PersistGroup { group, record } => drop(self.groups.insert(group, record)),
                 Output::Close { .. } | Output::Step { .. } | Output::PersistCredential { .. } => {}
                 Output::Wake(target) => self.woken.push(target.mac),
+                Output::Record { boot, state, .. } => self.history.push((boot, state)),
+                Output::Rotate { thrown_out } => self.rotations.push(thrown_out),
             }
         }
         self.check_invariants();
@@ -143,6 +156,22 @@ impl Trace {
     }
 
     fn hello(&mut self, second: u64, number: u8, connection: u64, boot_id: &str) {
+        self.hello_as(second, number, connection, boot_id, None);
+    }
+
+    fn hello_as(
+        &mut self,
+        second: u64,
+        number: u8,
+        connection: u64,
+        boot_id: &str,
+        incarnation: Option<u64>,
+    ) {
+        if self.certified {
+            self.registry
+                .vouched
+                .insert(ConnectionId(connection), mac(number));
+        }
         let link = Link {
             mac: mac(number).to_string(),
             in_use: true,
@@ -159,7 +188,7 @@ impl Trace {
                 ..Hardware::default()
             },
             phases: Vec::new(),
-            incarnation: None,
+            incarnation,
         };
         let address = Ipv4Addr::new(10, 77, 0, 100 + number);
         self.registry

@@ -262,7 +262,7 @@ impl Registry {
     }
 
     /// Revokes what it has and keeps it out until the administrator says otherwise.
-    fn throw_out(&mut self, now: Now, mac: Mac, reason: &str) {
+    pub(super) fn throw_out(&mut self, now: Now, mac: Mac, reason: &str) {
         self.take_off_list(mac);
         if let Some(machine) = self.machines.get_mut(&mac) {
             machine.record.set_hold(Some(reason.to_owned()), None);
@@ -270,6 +270,15 @@ impl Registry {
         let reason = format!("{reason}; `cidctl wake` lets it boot again");
         self.change_state(now, mac, NodeState::Refused, reason);
         self.persist(mac);
+        // It has the group's key.
+        let thrown_out = Some(self.record(mac).and_then(|record| record.node_id));
+        self.outputs.push_back(Output::Rotate { thrown_out });
+    }
+
+    /// Id in the certificate in force.
+    pub(super) fn certified_id(&self, mac: Mac) -> Option<NodeId> {
+        let credential = self.credentials.get(&mac)?;
+        (!credential.leaf.is_empty()).then_some(NodeId(credential.node))
     }
 
     fn close_certified(&mut self, mac: Mac) {

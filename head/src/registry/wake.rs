@@ -36,7 +36,11 @@ impl Registry {
             let record = &machine.record;
             let here = matches!(
                 record.state,
-                NodeState::Up | NodeState::Draining | NodeState::Booting
+                NodeState::Joining
+                    | NodeState::Up
+                    | NodeState::Suspect
+                    | NodeState::Draining
+                    | NodeState::Booting
             );
             if here || record.hold.is_some() {
                 machine.calls.clear();

@@ -2,6 +2,7 @@
 
 use std::net::Ipv4Addr;
 
+use cid_discovery::NodeId;
 use cid_protocol::api::{Event, NodeState};
 use cid_protocol::trace::Step;
 use rusqlite::{Connection, Row, Transaction, named_params, params};
@@ -27,6 +28,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(HOURS),
         M::up(LEAVE),
         M::up(TRUST),
+        M::up(super::members::TABLES),
     ])
 }
 
@@ -127,7 +129,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
         .prepare_cached(
             "INSERT OR REPLACE INTO machine VALUES (:mac, :uuid, :product, :firmware, :door, :address, :name, :grp,
              :first_seen, :last_seen, :decision, :hold, :failed_boots, :session_counted, :state, :reason, :since,
-             :boot_id, :image, :hardware, :hold_until, :drain)",
+             :boot_id, :image, :hardware, :hold_until, :drain, :node_id, :incarnation)",
         )?
         .execute(named_params! {
             ":mac": record.mac.0.as_slice(),
@@ -140,6 +142,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
             ":state": state_word(record.state), ":reason": record.reason, ":since": record.since as i64,
             ":boot_id": record.boot_id, ":image": record.image, ":hardware": hardware,
             ":hold_until": record.hold_until.map(|at| at as i64), ":drain": record.drain,
+            ":node_id": record.node_id.map(|id| id.0.to_vec()), ":incarnation": record.incarnation as i64,
         })?;
     Ok(())
 }
@@ -361,9 +364,11 @@ fn machine_of(row: &Row<'_>) -> rusqlite::Result<Record> {
         image: row.get("image")?,
         // A report of an earlier shape is not worth refusing the machine for.
         hardware: hardware.and_then(|text| serde_json::from_str(&text).ok()),
+        node_id: row.get::<_, Option<[u8; 16]>>("node_id")?.map(NodeId),
+        incarnation: unsigned(row, "incarnation")?,
     })
 }
 
-fn unsigned(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: &str) -> rusqlite::Result<u64> {
     Ok(row.get::<_, i64>(column)?.max(0).cast_unsigned())
 }
