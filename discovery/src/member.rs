@@ -10,6 +10,7 @@
 
 mod probing;
 mod receive;
+mod silence;
 mod speaking;
 mod sync;
 #[cfg(test)]
@@ -467,42 +468,6 @@ impl Membership {
 
     fn event(&mut self, event: Event) {
         self.outputs.push_back(Output::Event(event));
-    }
-
-    /// The head answered a question of ours: nobody can play that back.
-    fn handle_head(&mut self, now: Duration) {
-        self.head_heard = now;
-        self.head_spoke = true;
-        if self.head_lost {
-            self.head_lost = false;
-            // What we declared without it is void; who is really there, comparing tells.
-            self.roster.forget_dead(now, true);
-            self.event(Event::HeadBack);
-        }
-    }
-
-    /// The head's seal was on a datagram; perhaps somebody played it back. While we miss the head we ask it, and
-    /// believe the answer; not all of a room in one moment.
-    fn hear_head(&mut self, now: Duration, appeared: bool) {
-        let silent = !self.hears_head(now);
-        if (appeared || silent || !self.head_spoke) && self.timers.ask.is_none() {
-            let spread = self.random.below(self.roster.present().min(1_000));
-            self.timers.ask = Some(now + Duration::from_millis(spread as u64 / 2));
-        }
-    }
-
-    fn handle_head_silence(&mut self, now: Duration) {
-        if self.is_head() {
-            return;
-        }
-        if !self.head_lost && now >= self.head_heard + HEAD_LEASE {
-            self.head_lost = true;
-            self.event(Event::HeadLost);
-        }
-        if !self.going_home && now >= self.head_heard + self.config.bail_out {
-            self.going_home = true;
-            self.event(Event::GoHome);
-        }
     }
 
     /// Counts a drop.
