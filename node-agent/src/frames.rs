@@ -3,7 +3,9 @@
 
 use std::io;
 
-use cid_protocol::node::{FromNode, MAX_FRAME, ToNode};
+use cid_protocol::node::MAX_FRAME;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 /// Room for what one call of the kernel may bring.
@@ -13,6 +15,7 @@ const ROOM: usize = 16 * 1024;
 #[derive(Debug)]
 pub(crate) struct Reader<S> {
     stream: S,
+    limit: usize,
     /// What came and is no whole frame yet; `used` bytes of it are read already.
     bytes: Vec<u8>,
     used: usize,
@@ -21,15 +24,21 @@ pub(crate) struct Reader<S> {
 impl<S: AsyncRead + Unpin> Reader<S> {
     /// Of a stream that stands between frames.
     pub(crate) fn new(stream: S) -> Self {
+        Self::with_limit(stream, MAX_FRAME)
+    }
+
+    /// The same, of somebody who has little to say: a frame is at most `limit` bytes.
+    pub(crate) fn with_limit(stream: S, limit: usize) -> Self {
         Self {
             stream,
+            limit,
             bytes: Vec::new(),
             used: 0,
         }
     }
 
     /// The next message; `Ok(None)` at the end of the stream between frames.
-    pub(crate) async fn next(&mut self) -> io::Result<Option<ToNode>> {
+    pub(crate) async fn next<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         loop {
             if let Some(message) = self.take()? {
                 return Ok(Some(message));
@@ -47,13 +56,13 @@ impl<S: AsyncRead + Unpin> Reader<S> {
     }
 
     /// The next frame of what came already.
-    fn take(&mut self) -> io::Result<Option<ToNode>> {
+    fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let waiting = self.bytes.get(self.used..).unwrap_or_default();
         let Some((length, rest)) = waiting.split_first_chunk::<4>() else {
             return Ok(None);
         };
         let length = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-        if length > MAX_FRAME {
+        if length > self.limit {
             let text = format!("a frame of {length} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
@@ -67,7 +76,10 @@ impl<S: AsyncRead + Unpin> Reader<S> {
 }
 
 /// Sends one message.
-pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &FromNode) -> io::Result<()> {
+pub(crate) async fn write(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &impl Serialize,
+) -> io::Result<()> {
     let json = serde_json::to_vec(message)?;
     let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= MAX_FRAME);
     let length =
@@ -81,6 +93,8 @@ pub(crate) async fn write(stream: &mut (impl AsyncWrite + Unpin), message: &From
 
 #[cfg(test)]
 mod tests {
+    use cid_protocol::node::{FromNode, ToNode};
+
     use super::*;
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -103,10 +117,10 @@ mod tests {
             let mut reader = Reader::new(two.as_slice());
             assert_eq!(reader.next().await.expect("valid"), Some(pulse.clone()));
             assert_eq!(reader.next().await.expect("valid"), Some(pulse));
-            assert_eq!(reader.next().await.expect("end"), None);
-            assert!(Reader::new(&frame[..10]).next().await.is_err());
+            assert_eq!(reader.next::<ToNode>().await.expect("end"), None);
+            assert!(Reader::new(&frame[..10]).next::<ToNode>().await.is_err());
             for wrong in [[0xff, 0xff, 0xff, 0xff, 1, 1], [0, 0, 0, 2, b'{', b'}']] {
-                assert!(Reader::new(wrong.as_slice()).next().await.is_err());
+                assert!(Reader::new(wrong.as_slice()).next::<ToNode>().await.is_err());
             }
         });
     }
@@ -122,7 +136,7 @@ mod tests {
                 let waiting = async { tokio::task::yield_now().await };
                 tokio::select! {
                     biased;
-                    message = reader.next() => panic!("{message:?} of a part"),
+                    message = reader.next::<ToNode>() => panic!("{message:?} of a part"),
                     () = waiting => {}
                 }
                 far.write_all(part).await.expect("room");

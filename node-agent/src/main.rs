@@ -1,4 +1,4 @@
-//! The agent of a node: links, address, clock, join, beacons. It must never be PID 1, which starts and watches
+//! The agent of a node: links, address, clock, join, membership. It must never be PID 1, which starts and watches
 //! it, and it decides nothing about other machines.
 //!
 //! | module | holds |
@@ -7,8 +7,10 @@
 //! | [`dhcp`] | a DHCP client per link (RFC 2131), as a state machine |
 //! | [`shell`] | sockets, clocks, `/proc`; obeys the cores |
 //! | [`measure`] | what the node measures before it joins; the head judges |
+//! | [`member`] | this node among the members: datagrams, the history, what is kept for an agent after this one |
+//! | [`identity`], [`door`] | its key and certificate; who is there, for an administrator who asks this node |
 //! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
-//! | [`links`], [`hardware`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
+//! | [`links`], [`hardware`], [`load`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
 /// One line on stderr, which PID 1 gave us: the console, without blocking. `eprintln!` would panic when it is full.
 macro_rules! log {
@@ -22,11 +24,15 @@ mod boot_next;
 mod clock;
 mod core;
 mod dhcp;
+mod door;
 mod frames;
 mod hardware;
+mod identity;
 mod leaving;
 mod links;
+mod load;
 mod measure;
+mod member;
 mod shell;
 mod sockets;
 

@@ -7,6 +7,7 @@
 //! | [`doctor`], [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
 //! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
 //! | [`measure`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] |
+//! | [`peer`] | `cidctl --node` and `cid-agent` | TCP with mutual TLS, the same frames |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
 //! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
@@ -22,6 +23,8 @@ pub mod manifest;
 pub mod measure;
 #[cfg(feature = "serde")]
 pub mod node;
+#[cfg(feature = "serde")]
+pub mod peer;
 pub mod supervision;
 #[cfg(feature = "serde")]
 pub mod trace;

@@ -1,11 +1,11 @@
 //! Which link calls the head, and when; what a person is told while none can.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
 
-use super::{BOOT_LINK_HEAD_START, CONNECT_BOUND, Link, Node, Output, State};
+use super::{BOOT_LINK_HEAD_START, CONNECT_BOUND, Link, Node, Output, Standing, State};
 
 impl Node {
     /// Calls the head over the next link, if there is one and it is time.
@@ -17,6 +17,10 @@ impl Node {
         let (Some((index, from)), Some(head)) = (self.candidate(), self.config.head) else {
             return;
         };
+        self.call(now, index, from, head);
+    }
+
+    pub(super) fn call(&mut self, now: Duration, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
         self.last_tried = Some(index);
         self.state = State::Connecting {
             index,
@@ -31,6 +35,9 @@ impl Node {
     pub(super) fn next_attempt(&self, retry_at: Duration) -> Option<Duration> {
         self.candidate()?;
         self.config.head?;
+        if matches!(self.config.standing, Standing::Nobody(_)) {
+            return None;
+        }
         let boot_link_is_late = self.last_tried.is_none()
             && self
                 .links

@@ -10,7 +10,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
-use cid_protocol::node::{Ending, Leaving, PULSE_SECS, ToNode, WayHome};
+use cid_protocol::node::{Certificate, Ending, GroupKey, Leaving, MemberTicket, PULSE_SECS, ToNode, WayHome};
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
 
 /// How long a TCP connection may take to come up.
@@ -41,6 +41,19 @@ pub(crate) struct Config {
     pub(crate) boot_mac: Option<[u8; 6]>,
     /// `cid.bail_out`; the head's welcome may change it.
     pub(crate) bail_out: Duration,
+    /// What the node can show its head.
+    pub(crate) standing: Standing,
+}
+
+/// What this boot can show a head.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// Nothing, for this reason: it does not even know by what to trust a head.
+    Nobody(String),
+    /// At the most a boot token, for which the head gives a certificate.
+    Stranger,
+    /// A certificate.
+    Certified,
 }
 
 /// A wired link as the kernel shows it.
@@ -69,6 +82,21 @@ pub(crate) enum Output {
     Disconnect,
     /// Collect the hardware and send a hello; `index` is the link in use.
     SendHello { index: u32 },
+    /// Ask the head for a certificate; `index` is the link in use.
+    SendEnroll { index: u32 },
+    /// The head gave it; the answer is [`Node::handle_enrolled`].
+    Enroll { certificate: Certificate },
+    /// The node is a member of the head's group, by this ticket, on the link in use.
+    Join {
+        index: u32,
+        address: Ipv4Addr,
+        name: String,
+        ticket: Box<MemberTicket>,
+    },
+    /// The group's key was rotated.
+    Rotate { key: GroupKey },
+    /// Tell the members that this node goes.
+    Leave,
     /// Send a pulse with the load.
     SendPulse,
     /// Get the PC ready for its next start.
@@ -165,6 +193,9 @@ impl Node {
             status: String::new(),
             outputs: VecDeque::new(),
         };
+        if let Standing::Nobody(why) = node.config.standing.clone() {
+            node.refuse(now, why);
+        }
         node.handle_deadline(now);
         node
     }
@@ -207,8 +238,34 @@ impl Node {
                 index,
                 until: now + WELCOME_BOUND,
             };
-            self.outputs.push_back(Output::SendHello { index });
+            self.outputs.push_back(match self.config.standing {
+                Standing::Certified => Output::SendHello { index },
+                Standing::Stranger | Standing::Nobody(_) => Output::SendEnroll { index },
+            });
         }
+    }
+
+    /// The certificate was taken, or could not be. The head is called again over the same link: it closes behind its answer.
+    pub(crate) fn handle_enrolled(&mut self, now: Duration, taken: Result<(), String>) {
+        let State::Joining { index, .. } = self.state else {
+            return;
+        };
+        match taken {
+            Ok(()) => {
+                self.config.standing = Standing::Certified;
+                self.disconnect();
+                let address = self.links.get(&index).and_then(|state| state.address);
+                if let (Some(from), Some(head)) = (address, self.config.head) {
+                    self.call(now, index, from, head);
+                }
+            }
+            Err(why) => self.refuse(now, why),
+        }
+    }
+
+    /// The head was heard then, by a datagram of the membership.
+    pub(crate) fn handle_head_heard(&mut self, at: Duration) {
+        self.heard = self.heard.max(at);
     }
 
     /// The connection did not come up, or ended.
@@ -253,6 +310,15 @@ impl Node {
                 ] {
                     self.tell_fact(key, text);
                 }
+                let address = self.links.get(&index).and_then(|state| state.address);
+                if let (Some(ticket), Some(address)) = (welcome.member, address) {
+                    self.outputs.push_back(Output::Join {
+                        index,
+                        address,
+                        name: welcome.name.clone(),
+                        ticket: Box::new(ticket),
+                    });
+                }
                 self.outputs.push_back(Output::Tell(FromAgent::Up(welcome.name)));
                 self.announce(NodeState::Up);
                 self.handle_deadline(now);
@@ -268,17 +334,11 @@ impl Node {
                     unix_ms: time_unix_ms,
                 });
             }
-            (_, ToNode::Refused { reason }) => {
-                self.refused
-                    .get_or_insert((now, reason.clone()))
-                    .1
-                    .clone_from(&reason);
-                self.disconnect();
-                self.state = State::Searching {
-                    retry_at: now + REFUSED_RETRY,
-                };
-                self.say(&format!("refused by the head: {reason}"));
+            (_, ToNode::Refused { reason }) => self.refuse(now, format!("refused by the head: {reason}")),
+            (State::Joining { .. }, ToNode::Certificate(certificate)) => {
+                self.outputs.push_back(Output::Enroll { certificate });
             }
+            (State::Up { .. }, ToNode::Key(key)) => self.outputs.push_back(Output::Rotate { key }),
             (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
             // Late answers to measurements among them.
             (
@@ -341,7 +401,6 @@ impl Node {
         if let Some((since, reason)) = self.refused.clone()
             && now >= since + REFUSED_BOUND
         {
-            let reason = format!("refused by the head: {reason}");
             return self.go_home(&reason.clone(), &reason, Ending::Reboot);
         }
         match self.state.clone() {
@@ -372,6 +431,11 @@ impl Node {
         self.outputs.pop_front()
     }
 
+    /// Without the head for so long the PC goes home.
+    pub(crate) fn bail_out(&self) -> Duration {
+        self.config.bail_out
+    }
+
     /// The link that carries, or tries to carry, the connection.
     pub(crate) fn index_in_use(&self) -> Option<u32> {
         match self.state {
@@ -380,6 +444,16 @@ impl Node {
             }
             State::Searching { .. } | State::Over => None,
         }
+    }
+
+    /// Not let in: the PC's screen says why, the head is asked again, and the PC goes home if it stays so.
+    fn refuse(&mut self, now: Duration, why: String) {
+        self.refused.get_or_insert((now, why.clone())).1.clone_from(&why);
+        self.disconnect();
+        self.state = State::Searching {
+            retry_at: now + REFUSED_RETRY,
+        };
+        self.say(&why);
     }
 
     fn lost(&mut self, now: Duration, why: &str) {
@@ -424,6 +498,7 @@ impl Node {
                 reason: to_head.to_owned(),
             });
         }
+        self.outputs.push_back(Output::Leave);
         self.state = State::Over;
         let to_init = to_init.to_owned();
         self.outputs.push_back(Output::Tell(match ending {

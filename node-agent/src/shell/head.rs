@@ -1,16 +1,23 @@
 //! The connection to the head: dialled when the core says so, one at a time.
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
 
 use cid_protocol::cmdline;
-use cid_protocol::node::{FromNode, Hardware, Hello, NODE_PROTOCOL_VERSION};
+use cid_protocol::node::{Certificate, FromNode, Hardware, Hello, NODE_PROTOCOL_VERSION, ToNode};
+use cid_trust::rustls;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
-use super::{Connection, Event, Shell, WRITE_BOUND};
-use crate::{frames, hardware, measure};
+use super::{Connection, Event, Shell, WRITE_BOUND, Writer};
+use crate::identity::Credentials;
+use crate::{frames, hardware, links, measure};
+
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Shell {
     pub(super) fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
@@ -21,11 +28,21 @@ impl Shell {
             .get(&index)
             .map(|wire| wire.name.clone())
             .unwrap_or_default();
-        let measuring = self.measurements.for_connection();
+        let config = self.credentials.as_ref().map(Credentials::client_config);
+        // A stranger is heard for its enrolment alone.
+        let measuring = match &self.credentials {
+            Some(credentials) if !credentials.is_certified() => None,
+            _ => self.measurements.for_connection(),
+        };
         let task = tokio::spawn(async move {
-            let why = match converse(number, &name, from, head, measuring, &sender).await {
+            let talk = async {
+                let tls = config.transpose().map_err(std::io::Error::other)?;
+                let tls = tls.map(TlsConnector::from);
+                converse(number, &name, from, head, (tls, measuring), &sender).await
+            };
+            let why = match talk.await {
                 Ok(()) => "the head closed the connection".to_owned(),
-                Err(error) => format!("the head at {}: {error}", head.ip()),
+                Err(error) => format!("the head at {}: {}", head.ip(), in_words(&error)),
             };
             let _ = sender.send(Event::Closed { number, why }).await;
         });
@@ -57,7 +74,7 @@ impl Shell {
         let word = |key| cmdline::lookup(&self.cmdline, key).unwrap_or_default().to_owned();
         Hello {
             version: NODE_PROTOCOL_VERSION,
-            boot_id: hardware::read("/proc/sys/kernel/random/boot_id"),
+            boot_id: hardware::read(BOOT_ID),
             image: word(cmdline::IMAGE),
             door: word(cmdline::DOOR),
             hardware: Hardware {
@@ -65,8 +82,39 @@ impl Shell {
                 ..hardware::report(index, &self.addresses())
             },
             phases: self.phases.clone(),
-            incarnation: None,
+            incarnation: self.incarnation(),
         }
+    }
+
+    /// Asks for a certificate. What cannot be asked is a refusal: nothing will change by trying at once again.
+    pub(super) async fn enroll(&mut self, index: u32) {
+        let link = links::wired().into_iter().find(|link| link.index == index);
+        let mac = self.boot_mac.or(link.map(|link| link.mac)).unwrap_or_default();
+        let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
+        let boot_id = hardware::read(BOOT_ID);
+        let question = match &mut self.credentials {
+            Some(credentials) => credentials.enroll(mac, hardware::uuid().to_lowercase(), boot_id),
+            None => return,
+        };
+        match question {
+            Ok(question) => self.send(FromNode::Enroll(Box::new(question))).await,
+            Err(error) => {
+                let now = self.now();
+                self.node.handle_enrolled(now, Err(format!("{error:#}")));
+            }
+        }
+    }
+
+    /// Takes the certificate that the head gave.
+    pub(super) fn enrolled(&mut self, certificate: &Certificate) {
+        let taken = match &mut self.credentials {
+            Some(credentials) => credentials
+                .accept(certificate)
+                .map_err(|error| format!("{error:#}")),
+            None => Ok(()),
+        };
+        let now = self.now();
+        self.node.handle_enrolled(now, taken);
     }
 }
 
@@ -76,7 +124,7 @@ async fn converse(
     link: &str,
     from: Ipv4Addr,
     head: SocketAddrV4,
-    measuring: Option<JoinHandle<f32>>,
+    (tls, measuring): (Option<TlsConnector>, Option<JoinHandle<f32>>),
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
@@ -85,27 +133,55 @@ async fn converse(
     socket.bind(SocketAddr::from((from, 0)))?;
     let stream = socket.connect(head.into()).await?;
     stream.set_nodelay(true)?;
-    let (reader, mut writer) = stream.into_split();
+    let socket = stream.as_fd().try_clone_to_owned()?;
+    let Some(tls) = tls else {
+        return exchange(number, stream, socket, measuring, sender).await;
+    };
+    let stream = tls.connect(cid_trust::server_name(), stream).await?;
+    cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;
+    exchange(number, stream, socket, measuring, sender).await
+}
+
+/// Frames of a connection that is up; `socket` is what carries it.
+async fn exchange(
+    number: u64,
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    socket: OwnedFd,
+    measuring: Option<JoinHandle<f32>>,
+    sender: &Sender<Event>,
+) -> std::io::Result<()> {
+    let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = frames::Reader::new(reader);
     let mut measured = None;
     if let Some(cpu) = measuring {
         let mut found = measure::run(&mut reader, &mut writer, cpu).await?;
-        found.head.sent = measure::segments(writer.as_ref());
+        found.head.sent = measure::segments(&socket);
         measured = Some(found);
     }
+    let writer: Writer = Box::new(writer);
     let connected = Event::Connected {
         number,
         writer,
         measured,
     };
     let _ = sender.send(connected).await;
-    while let Some(message) = reader.next().await? {
-        let _ = sender
-            .send(Event::Frame {
-                number,
-                message: Box::new(message),
-            })
-            .await;
+    while let Some(message) = reader.next::<ToNode>().await? {
+        let message = Box::new(message);
+        let _ = sender.send(Event::Frame { number, message }).await;
     }
     Ok(())
+}
+
+/// Why a connection failed, for the person at the PC.
+fn in_words(error: &std::io::Error) -> String {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+            format!("its certificate is not good: {}", other.0)
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
+        _ => error.to_string(),
+    }
 }

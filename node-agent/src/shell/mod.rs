@@ -4,6 +4,7 @@
 mod beacons;
 mod head;
 mod init;
+mod members;
 mod wires;
 
 use std::collections::BTreeMap;
@@ -22,8 +23,7 @@ use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
 use futures_lite::StreamExt;
 use rtnetlink::{Handle, MulticastGroup};
-use tokio::io::AsyncWriteExt;
-use tokio::net::tcp::OwnedWriteHalf;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf as InitWriter;
 use tokio::net::{UdpSocket, UnixStream};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -31,10 +31,13 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::clock::Timekeeper;
-use crate::core::{Config, Node, Output};
+use crate::core::{Config, Node, Output, Standing};
 use crate::dhcp::{self, Client};
+use crate::identity::Credentials;
 use crate::leaving::{self, Prepared};
 use crate::measure::Measurements;
+use crate::member::News;
+use crate::member::keep::{self, Keep};
 use crate::{clock, hardware, links};
 
 /// Events that may wait.
@@ -48,6 +51,9 @@ const PREPARE_BOUND: Duration = Duration::from_secs(2);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
+/// The sending half of a connection to the head.
+type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+
 /// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
 enum Event {
     LinksChanged,
@@ -57,7 +63,7 @@ enum Event {
     },
     Connected {
         number: u64,
-        writer: OwnedWriteHalf,
+        writer: Writer,
         measured: Option<Measured>,
     },
     Frame {
@@ -69,6 +75,11 @@ enum Event {
         why: String,
     },
     Init(FromInit),
+    /// From the member with this incarnation; an error is its end.
+    Member {
+        incarnation: u64,
+        news: Result<News, String>,
+    },
 }
 
 /// A link that is up, with its DHCP client.
@@ -85,7 +96,7 @@ struct Wire {
 struct Connection {
     number: u64,
     task: AbortHandle,
-    writer: Option<OwnedWriteHalf>,
+    writer: Option<Writer>,
 }
 
 struct Shell {
@@ -100,6 +111,10 @@ struct Shell {
     time: Timekeeper,
     beacon_socket: Option<UdpSocket>,
     head: Option<SocketAddrV4>,
+    boot_mac: Option<[u8; 6]>,
+    /// `None`: the head's boot script is of the time before TLS.
+    credentials: Option<Credentials>,
+    seating: members::Seating,
     init: InitWriter,
     /// What PID 1 told of the boot.
     phases: Vec<Phase>,
@@ -134,7 +149,9 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     });
 
     let cmdline = hardware::read("/proc/cmdline");
-    let config = config_from(&cmdline);
+    let keep = Keep::new(keep::FOLDER);
+    let credentials = Credentials::load(&cmdline, keep.clone());
+    let config = config_from(&cmdline, &credentials);
     let boot_mac = config
         .boot_mac
         .or_else(|| links::wired().first().map(|link| link.mac))
@@ -148,7 +165,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     // The hardware clock orders boots; the seed tells those apart that it does not.
     let incarnation = u64::try_from(now_ms).unwrap_or(0);
     let announcer = Announcer::new(NodeId::of_machine(&hardware::uuid(), boot_mac), incarnation, seed);
-    let head = config.head;
+    let (head, booted_from) = (config.head, config.boot_mac);
     let node = Node::new(Duration::ZERO, config);
     let shell = Shell {
         started,
@@ -162,6 +179,9 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         time: Timekeeper::default(),
         beacon_socket: None,
         head,
+        boot_mac: booted_from,
+        credentials: credentials.ok(),
+        seating: members::Seating::new(keep),
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
@@ -171,12 +191,19 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     shell.forever(events).await
 }
 
-fn config_from(line: &str) -> Config {
+fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config {
     let secs = cmdline::lookup(line, cmdline::BAIL_OUT).and_then(|value| value.parse().ok());
     Config {
         head: cmdline::lookup(line, cmdline::HEAD).and_then(|value| value.parse().ok()),
         boot_mac: cmdline::lookup(line, cmdline::BOOTIF).and_then(cmdline::parse_bootif),
         bail_out: secs.map_or(DEFAULT_BAIL_OUT, Duration::from_secs),
+        standing: match credentials {
+            Ok(credentials) if credentials.is_certified() => Standing::Certified,
+            Ok(_) => Standing::Stranger,
+            // A head of the time before TLS names no authority, and asks for nothing.
+            Err(_) if cmdline::lookup(line, cmdline::AUTHORITY).is_none() => Standing::Certified,
+            Err(why) => Standing::Nobody(why.clone()),
+        },
     }
 }
 
@@ -194,6 +221,7 @@ impl Shell {
             if now >= rescan_at {
                 rescan_at = now + Duration::from_secs(1);
                 self.rescan(now).await;
+                self.every_second(now);
             }
             self.obey().await?;
             let deadline = self.next_deadline().unwrap_or(rescan_at).min(rescan_at);
@@ -274,6 +302,7 @@ impl Shell {
             Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
             Event::Init(FromInit::Phase { done_ms, name }) => self.phases.push(Phase { name, done_ms }),
             Event::Init(message) => self.node.handle_init(message),
+            Event::Member { incarnation, news } => self.handle_member(now, incarnation, news),
         }
     }
 
@@ -316,6 +345,16 @@ impl Shell {
                 let hello = self.hello(index);
                 self.send(FromNode::Hello(Box::new(hello))).await;
             }
+            Output::SendEnroll { index } => self.enroll(index).await,
+            Output::Enroll { certificate } => self.enrolled(&certificate),
+            Output::Join {
+                index,
+                address,
+                name,
+                ticket,
+            } => self.join(index, address, name, *ticket).await,
+            Output::Rotate { key } => self.rotate(key).await,
+            Output::Leave => self.leave_members().await,
             Output::SendPulse => {
                 let load = hardware::load();
                 self.announcer.handle_load(load.load1, load.memory_available_kib);
@@ -342,8 +381,13 @@ impl Shell {
                 let now = self.now();
                 self.beacon_socket =
                     link.and_then(|(index, address)| self.open_beacon_socket(index, address));
+                if let Some((index, address)) = link {
+                    self.sit(index, address);
+                }
+                // Members have no need of beacons.
+                let speaks = link.filter(|_| !self.seating.is_member());
                 self.announcer
-                    .handle_address(now, link.map(|(_, address)| address));
+                    .handle_address(now, speaks.map(|(_, address)| address));
                 self.announcer.handle_state(now, state, &name);
             }
         }

@@ -1,0 +1,226 @@
+//! This node's seat among the members: taken with the head's ticket, kept over restarts of the agent and changes of the link.
+//! Every start uses an incarnation that was never used before, and keeps it first: a datagram's key depends on it.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use cid_protocol::node::{GroupKey, MemberTicket};
+use tokio::time::timeout;
+
+use super::{Event, Shell, seed};
+use crate::door::Door;
+use crate::load::Meter;
+use crate::member::keep::{Keep, Seat};
+use crate::member::{Handle, News, Place};
+
+/// A member that ended is started again after this long.
+const RETRY: Duration = Duration::from_secs(5);
+/// How long saying good-bye may take.
+const LEAVE_BOUND: Duration = Duration::from_millis(300);
+
+/// The seat, and who sits on it.
+pub(super) struct Seating {
+    keep: Keep,
+    seat: Option<Seat>,
+    member: Option<Handle>,
+    door: Option<Door>,
+    /// The link and address that are to be used.
+    wanted: Option<(u32, Ipv4Addr)>,
+    retry_at: Duration,
+    meter: Meter,
+}
+
+impl Seating {
+    /// With the seat of the agent before this one, if there was one.
+    pub(super) fn new(keep: Keep) -> Self {
+        Self {
+            seat: keep.seat(),
+            keep,
+            member: None,
+            door: None,
+            wanted: None,
+            retry_at: Duration::ZERO,
+            meter: Meter::default(),
+        }
+    }
+
+    /// Whether this node sits among the members now.
+    pub(super) fn is_member(&self) -> bool {
+        self.member.is_some()
+    }
+
+    fn rise(&mut self) {
+        self.door = None;
+        self.member = None;
+    }
+}
+
+impl Shell {
+    /// The incarnation with which this node is a member now, for the head.
+    pub(super) fn incarnation(&self) -> Option<u64> {
+        self.seating.member.as_ref().map(|member| member.incarnation)
+    }
+
+    /// This link and address are used from now on. Who was a member goes on as one, with or without the head.
+    pub(super) fn sit(&mut self, index: u32, address: Ipv4Addr) {
+        self.seating.wanted = Some((index, address));
+        let Some(place) = self.place(index, address) else {
+            return;
+        };
+        if self
+            .seating
+            .member
+            .as_ref()
+            .is_some_and(|member| member.place == place)
+        {
+            return;
+        }
+        if let Some(seat) = self.seating.seat.clone() {
+            let incarnation = seat.incarnation + 1;
+            self.start_member(place, Seat { incarnation, ..seat });
+        }
+    }
+
+    /// The head welcomed this node with a ticket.
+    pub(super) async fn join(&mut self, index: u32, address: Ipv4Addr, name: String, ticket: MemberTicket) {
+        self.seating.wanted = Some((index, address));
+        let Some(place) = self.place(index, address) else {
+            return;
+        };
+        let bail_out_secs = self.node.bail_out().as_secs();
+        let old = self.seating.seat.take();
+        if let (Some(member), Some(old)) = (&self.seating.member, &old) {
+            let same = member.place == place
+                && member.incarnation == ticket.incarnation
+                && member.head_id == ticket.head_id
+                && old.ticket.key.epoch <= ticket.key.epoch;
+            if same {
+                member.key(ticket.key.clone()).await;
+                self.seating.seat = Some(Seat {
+                    ticket,
+                    ..old.clone()
+                });
+                return;
+            }
+        }
+        let used = old.as_ref().map_or(0, |old| old.incarnation);
+        let seat = Seat {
+            incarnation: ticket.incarnation.max(used + 1),
+            ticket,
+            name,
+            bail_out_secs,
+            peers: old.map(|old| old.peers).unwrap_or_default(),
+        };
+        self.start_member(place, seat);
+    }
+
+    /// The head rotated the key.
+    pub(super) async fn rotate(&mut self, key: GroupKey) {
+        if let Some(seat) = &mut self.seating.seat {
+            seat.ticket.key.clone_from(&key);
+        }
+        if let Some(member) = &self.seating.member {
+            member.key(key).await;
+        }
+    }
+
+    /// Peers need not look for this node.
+    pub(super) async fn leave_members(&mut self) {
+        if let Some(member) = &self.seating.member {
+            let _ = timeout(LEAVE_BOUND, member.leave()).await;
+        }
+        self.seating.rise();
+        self.seating.seat = None;
+    }
+
+    /// What the member tells.
+    pub(super) fn handle_member(&mut self, now: Duration, incarnation: u64, news: Result<News, String>) {
+        if self.incarnation() != Some(incarnation) {
+            return;
+        }
+        match news {
+            Ok(News::HeadHeard(at)) => self.node.handle_head_heard(at),
+            Ok(News::Superseded) => {
+                log!("cid-agent: another boot of this machine is a member; asking the head again");
+                self.seating.rise();
+                self.seating.seat = None;
+                self.node
+                    .handle_closed(now, "another boot of this machine is a member");
+            }
+            Err(why) => {
+                log!("cid-agent: membership: {why}");
+                self.seating.rise();
+                self.seating.retry_at = now + RETRY;
+            }
+        }
+    }
+
+    /// The load, and another attempt where a member ended.
+    pub(super) fn every_second(&mut self, now: Duration) {
+        if self.seating.member.as_ref().is_some_and(Handle::is_over) {
+            self.seating.rise();
+        }
+        if let Some(member) = &self.seating.member {
+            let load = self.seating.meter.measure(&member.place.link);
+            member.load(load);
+        } else if let Some((index, address)) = self.seating.wanted
+            && now >= self.seating.retry_at
+        {
+            self.seating.retry_at = now + RETRY;
+            self.sit(index, address);
+        }
+    }
+
+    fn place(&self, index: u32, address: Ipv4Addr) -> Option<Place> {
+        Some(Place {
+            link: self.wires.get(&index)?.name.clone(),
+            address,
+            head: self.head?,
+        })
+    }
+
+    fn start_member(&mut self, place: Place, seat: Seat) {
+        // The old one first: two must not hold the port.
+        self.seating.rise();
+        let mut seat = seat;
+        // The member keeps them while it sits.
+        if let Some(kept) = self.seating.keep.seat() {
+            seat.peers = kept.peers;
+        }
+        // An incarnation that an agent after this one would not know of must not be used.
+        let kept = self.seating.keep.keep_seat(&seat);
+        self.seating.seat = Some(seat.clone());
+        if !kept {
+            return;
+        }
+        let (sender, incarnation) = (self.sender.clone(), seat.incarnation);
+        let news = move |news| {
+            // A full queue drops it: what matters is told again, and an end is seen every second.
+            let _ = sender.try_send(Event::Member { incarnation, news });
+        };
+        let keep = self.seating.keep.clone();
+        match Handle::start(place, seat, keep, self.started, seed(), news) {
+            Ok(member) => {
+                self.open_door(&member);
+                self.seating.member = Some(member);
+                let now = self.now();
+                self.announcer.handle_address(now, None);
+            }
+            Err(error) => log!("cid-agent: {error:#}"),
+        }
+    }
+
+    fn open_door(&mut self, member: &Handle) {
+        let config = self
+            .credentials
+            .as_ref()
+            .and_then(|credentials| credentials.server_config());
+        let Some(config) = config else {
+            return;
+        };
+        match Door::open(&member.place, config, member.commands()) {
+            Ok(door) => self.seating.door = Some(door),
+            Err(error) => log!("cid-agent: its door for administrators: {error}"),
+        }
+    }
+}
