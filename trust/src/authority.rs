@@ -4,20 +4,18 @@ use core::fmt;
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
+    KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
 };
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::{Identity, IdentityError, Peer, Pin, PrivateKey, TokenSecret};
 
-/// What precedes the point in the SubjectPublicKeyInfo of an uncompressed P-256 key (RFC 5480, 2): ecPublicKey,
-/// prime256v1, a bit string of 66 bytes.
-const P256_PREFIX: [u8; 26] = [
-    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a, 0x86,
-    0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
+/// What precedes the key in the SubjectPublicKeyInfo of Ed25519 (RFC 8410, 4): id-Ed25519, a bit string of 33 bytes.
+const ED25519_PREFIX: [u8; 12] = [
+    0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
-/// 4 for "uncompressed", and two coordinates.
-const POINT_LENGTH: usize = 65;
+/// Bytes of the key itself (RFC 8032, 5.1.5).
+const KEY_LENGTH: usize = 32;
 
 /// Why the authority cannot sign.
 #[derive(Debug, thiserror::Error)]
@@ -25,8 +23,8 @@ pub enum AuthorityError {
     /// Its own key, or the one it made.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Not the SubjectPublicKeyInfo of an ECDSA P-256 key.
-    #[error("not a public key of ECDSA P-256")]
+    /// Not the SubjectPublicKeyInfo of an Ed25519 key.
+    #[error("not a public key of Ed25519")]
     BadPublicKey,
     /// The library's words.
     #[error("signing failed: {0}")]
@@ -53,7 +51,7 @@ impl Authority {
     /// Reads [`Authority::key_pem`] back.
     ///
     /// # Errors
-    /// When it is no PKCS#8 key of ECDSA P-256.
+    /// When it is no PKCS#8 key of Ed25519.
     pub fn from_key_pem(text: &str) -> Result<Self, AuthorityError> {
         Self::of_key(PrivateKey::from_pem(text)?)
     }
@@ -65,7 +63,7 @@ impl Authority {
 
     fn of_key(key: PrivateKey) -> Result<Self, AuthorityError> {
         let pair = PrivatePkcs8KeyDer::from(key.der());
-        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&pair, &PKCS_ECDSA_P256_SHA256)?;
+        let pair = KeyPair::from_pkcs8_der_and_sign_algo(&pair, &PKCS_ED25519)?;
         let mut params = named("CID head authority");
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
@@ -99,9 +97,9 @@ impl Authority {
     /// # Errors
     /// [`AuthorityError::BadPublicKey`] for any other kind of key.
     pub fn sign(&self, peer: &Peer, public_key: &[u8]) -> Result<Vec<u8>, AuthorityError> {
-        let point = public_key
-            .strip_prefix(&P256_PREFIX)
-            .filter(|point| point.len() == POINT_LENGTH && point.first() == Some(&4))
+        let theirs = public_key
+            .strip_prefix(&ED25519_PREFIX)
+            .filter(|key| key.len() == KEY_LENGTH)
             .ok_or(AuthorityError::BadPublicKey)?;
         let mut params = named(&peer.to_string());
         params.subject_alt_names = CertificateParams::new([peer.to_string()])?.subject_alt_names;
@@ -112,7 +110,7 @@ impl Authority {
         if *peer != Peer::Admin {
             params.insert_extended_key_usage(ExtendedKeyUsagePurpose::ServerAuth);
         }
-        let certificate = params.signed_by(&Point(point), &self.issuer)?;
+        let certificate = params.signed_by(&PublicKey(theirs), &self.issuer)?;
         Ok(certificate.der().to_vec())
     }
 
@@ -146,14 +144,14 @@ fn named(name: &str) -> CertificateParams {
 }
 
 /// Somebody else's public key.
-struct Point<'a>(&'a [u8]);
+struct PublicKey<'a>(&'a [u8]);
 
-impl PublicKeyData for Point<'_> {
+impl PublicKeyData for PublicKey<'_> {
     fn der_bytes(&self) -> &[u8] {
         self.0
     }
 
     fn algorithm(&self) -> &'static SignatureAlgorithm {
-        &PKCS_ECDSA_P256_SHA256
+        &PKCS_ED25519
     }
 }

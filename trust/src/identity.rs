@@ -4,10 +4,10 @@ use core::fmt;
 use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
-use ring::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair};
-use rustls::crypto::ring::sign::any_ecdsa_type;
+use ring::signature::Ed25519KeyPair;
+use rustls::crypto::ring::sign::any_eddsa_type;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 use rustls::sign::{CertifiedKey, SigningKey};
 
 use crate::{NotAPeer, Peer, Pin};
@@ -18,7 +18,7 @@ pub enum IdentityError {
     /// The system gave no random bytes.
     #[error("the system gives no random numbers")]
     NoRandom,
-    /// Not PKCS#8 with an ECDSA P-256 key.
+    /// Not PKCS#8 with an Ed25519 key.
     #[error("not a private key: {0}")]
     BadKey(String),
     /// Not base64 of a DER certificate, or not PEM.
@@ -32,7 +32,7 @@ pub enum IdentityError {
     NotAPeer(#[from] NotAPeer),
 }
 
-/// An ECDSA P-256 key: PKCS#8 (RFC 5958) inside.
+/// An Ed25519 key (RFC 8410): PKCS#8 (RFC 5958) inside. Not ECDSA, whose tables for P-256 are 150 kB in every image.
 #[derive(Clone)]
 pub struct PrivateKey {
     der: Vec<u8>,
@@ -46,8 +46,7 @@ impl PrivateKey {
     /// [`IdentityError::NoRandom`].
     pub fn generate() -> Result<Self, IdentityError> {
         let random = ring::rand::SystemRandom::new();
-        let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, &random)
-            .map_err(|_| IdentityError::NoRandom)?;
+        let document = Ed25519KeyPair::generate_pkcs8(&random).map_err(|_| IdentityError::NoRandom)?;
         Self::from_der(document.as_ref().to_vec())
     }
 
@@ -56,8 +55,8 @@ impl PrivateKey {
     /// # Errors
     /// [`IdentityError::BadKey`].
     pub fn from_der(der: Vec<u8>) -> Result<Self, IdentityError> {
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(der.clone()));
-        let signer = any_ecdsa_type(&key).map_err(|error| IdentityError::BadKey(error.to_string()))?;
+        let key = PrivatePkcs8KeyDer::from(der.clone());
+        let signer = any_eddsa_type(&key).map_err(|error| IdentityError::BadKey(error.to_string()))?;
         Ok(Self { der, signer })
     }
 
