@@ -30,6 +30,16 @@ pub(crate) enum ClientError {
         /// What to do.
         remedy: &'static str,
     },
+    /// No node answers there.
+    #[error(
+        "no node is reachable at {address}: {source}; look for its address in `cidctl nodes` or on its screen, and ask another node"
+    )]
+    NodeUnreachable {
+        /// Address.
+        address: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
     /// The head refuses.
     #[error("{}", one_line(.0))]
     Refused(Problem),

@@ -1,6 +1,7 @@
 //! One function per command: ask, print. Must not decide anything the head decides.
 
 use std::io::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Result;
@@ -13,7 +14,7 @@ use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, firewall, hours, print, tell, wake};
+use crate::{Command, firewall, hours, node, print, tell, wake};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -101,6 +102,26 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
                 write(&print::status(&status))
             }
         }
+    }
+}
+
+/// A node answers in the head's place. It knows who is there, and nothing else.
+pub(crate) fn ask_node(address: &str, identity: &Path, command: Command) -> Result<()> {
+    let Command::Nodes {
+        nodeset: None,
+        json,
+        watch: false,
+    } = command
+    else {
+        anyhow::bail!(
+            "a node answers `nodes` without a node set and --watch, and nothing else; ask the head, without --node"
+        );
+    };
+    let answer = node::nodes(address, identity)?;
+    if json.json {
+        document(&answer)
+    } else {
+        write(&node::table(&answer, print::now()))
     }
 }
 

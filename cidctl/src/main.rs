@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod firewall;
 mod hours;
+mod node;
 mod print;
 mod tell;
 mod wake;
@@ -26,12 +27,24 @@ use crate::client::{Client, ClientError};
     version,
     about = "See and steer the PCs of a CID cluster",
     after_help = "Node sets: lab-a[01-20,25] · @lab-a (a group) · @* (all) · 'lab-*' · a,b · a!b · 'a&b' · a^b\n\
-                  Exit codes: 0 done, 1 failed, 2 usage, 3 head unreachable"
+                  Exit codes: 0 done, 1 failed, 2 usage, 3 head (or the node asked) unreachable"
 )]
 struct Cli {
     /// The head's control socket.
     #[arg(long, global = true, env = "CID_SOCKET", default_value = cid_protocol::DEFAULT_SOCKET)]
     socket: PathBuf,
+    /// Ask this node, by its address, instead of the head: works while the head is down; `nodes` only.
+    #[arg(long, global = true, value_name = "ADDRESS")]
+    node: Option<String>,
+    /// With --node: the administrator's certificate and key, PEM.
+    #[arg(
+        long,
+        global = true,
+        env = "CID_IDENTITY",
+        value_name = "FILE",
+        default_value = "/var/lib/cid/ca/admin.pem"
+    )]
+    identity: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -39,7 +52,10 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List machines: who is up, seen, home.
-    #[command(after_help = "Example: cidctl nodes 'lab-a[01-10]' --watch")]
+    #[command(
+        after_help = "Examples:\n  cidctl nodes 'lab-a[01-10]' --watch\n  cidctl --node 10.77.0.131 nodes\n\
+                      With --node that node answers, from its copy of the head's history and what it sees itself; SAID BY tells which."
+    )]
     Nodes {
         /// Only these.
         nodeset: Option<String>,
@@ -205,14 +221,20 @@ fn main() -> ExitCode {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let result = match runtime {
-        Ok(runtime) => runtime.block_on(commands::run(&Client::new(cli.socket), cli.command)),
+        Ok(runtime) => match cli.node {
+            Some(address) => commands::ask_node(&address, &cli.identity, cli.command),
+            None => runtime.block_on(commands::run(&Client::new(cli.socket), cli.command)),
+        },
         Err(error) => Err(error.into()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            let unreachable = matches!(error.downcast_ref(), Some(ClientError::Unreachable { .. }));
+            let unreachable = matches!(
+                error.downcast_ref(),
+                Some(ClientError::Unreachable { .. } | ClientError::NodeUnreachable { .. })
+            );
             eprintln!("cidctl: {}", one_line(&error));
             ExitCode::from(if unreachable { 3 } else { 1 })
         }

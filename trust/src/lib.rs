@@ -20,7 +20,9 @@ pub use identity::{Fingerprint, Identity, IdentityError, PrivateKey};
 pub use peer::{NotAPeer, Peer};
 pub use pin::{NotAPin, Pin};
 pub use rustls;
-pub use tls::{ALPN, Clients, Distrust, Expect, client_config, peer_of, server_config, server_name, word};
+pub use tls::{
+    ALPN, Clients, Distrust, Expect, client_config, in_words, peer_of, server_config, server_name, word,
+};
 #[cfg(feature = "authority")]
 pub use token::{BootToken, Machine, TOKEN_SKEW_MS, TokenError, TokenSecret};
 

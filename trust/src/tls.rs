@@ -146,6 +146,20 @@ pub fn word(error: &Error) -> &'static str {
     }
 }
 
+/// Why a connection failed, for people.
+pub fn in_words(error: &std::io::Error) -> String {
+    let tls = error
+        .get_ref()
+        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    match tls {
+        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
+            format!("its certificate is not good: {}", other.0)
+        }
+        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
+        _ => error.to_string(),
+    }
+}
+
 /// What verifies: Ed25519 and nothing else.
 const SIGNATURES: WebPkiSupportedAlgorithms = WebPkiSupportedAlgorithms {
     all: &[webpki::ring::ED25519],

@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cid_protocol::cmdline;
 use cid_protocol::node::{Certificate, FromNode, Hardware, Hello, NODE_PROTOCOL_VERSION, ToNode};
-use cid_trust::rustls;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc::Sender;
@@ -42,7 +41,7 @@ impl Shell {
             };
             let why = match talk.await {
                 Ok(()) => "the head closed the connection".to_owned(),
-                Err(error) => format!("the head at {}: {}", head.ip(), in_words(&error)),
+                Err(error) => format!("the head at {}: {}", head.ip(), cid_trust::in_words(&error)),
             };
             let _ = sender.send(Event::Closed { number, why }).await;
         });
@@ -170,18 +169,4 @@ async fn exchange(
         let _ = sender.send(Event::Frame { number, message }).await;
     }
     Ok(())
-}
-
-/// Why a connection failed, for the person at the PC.
-fn in_words(error: &std::io::Error) -> String {
-    let tls = error
-        .get_ref()
-        .and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    match tls {
-        Some(rustls::Error::InvalidCertificate(rustls::CertificateError::Other(other))) => {
-            format!("its certificate is not good: {}", other.0)
-        }
-        Some(rustls::Error::InvalidMessage(_)) => "it does not speak TLS".to_owned(),
-        _ => error.to_string(),
-    }
 }
