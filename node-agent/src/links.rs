@@ -1,17 +1,13 @@
-//! Wired links: which there are, up, addresses and routes (rtnetlink), what sysfs says of them.
+//! Wired links: which there are, up, addresses and routes (netlink), what sysfs says of them.
 
-use std::fs;
-use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::Context;
-use futures_lite::StreamExt;
-use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::RouteAttribute;
-use rtnetlink::{Handle, LinkUnspec, RouteMessageBuilder};
 
 use crate::core::Link;
 use crate::dhcp::Lease;
+use crate::netlink;
 
 /// ARPHRD_ETHER of linux/if_arp.h.
 const ETHERNET: &str = "1";
@@ -117,50 +113,40 @@ pub(crate) fn settings() {
 }
 
 /// Brings a link up.
-pub(crate) async fn up(handle: &Handle, index: u32) -> anyhow::Result<()> {
-    let message = LinkUnspec::new_with_index(index).up().build();
-    handle
-        .link()
-        .set(message)
-        .execute()
+pub(crate) async fn up(index: u32) -> anyhow::Result<()> {
+    blocking(move || netlink::up(index))
         .await
         .with_context(|| format!("bring link {index} up"))
 }
 
 /// Takes all IPv4 addresses off a link: those of a lease that ended, or of an agent before this one.
-pub(crate) async fn flush(handle: &Handle, index: u32) {
-    let mut addresses = handle.address().get().set_link_index_filter(index).execute();
-    while let Some(Ok(message)) = addresses.next().await {
-        let is_v4 =
-            |attribute: &AddressAttribute| matches!(attribute, AddressAttribute::Address(IpAddr::V4(_)));
-        if message.header.index == index && message.attributes.iter().any(is_v4) {
-            // Gone already is as good.
-            let _ = handle.address().del(message).execute().await;
-        }
+pub(crate) async fn flush(index: u32) {
+    if let Err(error) = blocking(move || netlink::flush(index)).await {
+        log!("cid-agent: take the addresses off link {index}: {error}");
     }
 }
 
 /// Puts a lease on a link: address, route to the router, name servers.
-pub(crate) async fn configure(handle: &Handle, index: u32, lease: &Lease) -> anyhow::Result<()> {
-    let add = handle
-        .address()
-        .add(index, lease.address.into(), lease.prefix)
-        .replace();
-    add.execute()
+pub(crate) async fn configure(index: u32, lease: &Lease) -> anyhow::Result<()> {
+    let (address, prefix) = (lease.address, lease.prefix);
+    blocking(move || netlink::add_address(index, address, prefix))
         .await
-        .with_context(|| format!("give link {index} the address {}/{}", lease.address, lease.prefix))?;
+        .with_context(|| format!("give link {index} the address {address}/{prefix}"))?;
     if let Some(router) = lease.router.filter(|router| *router != lease.address) {
-        let mut route = RouteMessageBuilder::<Ipv4Addr>::new()
-            .gateway(router)
-            .output_interface(index)
-            .build();
         // Two links may both have a router; the first is preferred.
-        route.attributes.push(RouteAttribute::Priority(1000 + index));
-        let result = handle.route().add(route).replace().execute().await;
-        result.with_context(|| format!("set the default route over link {index} to {router}"))?;
+        blocking(move || netlink::default_route(index, router, 1000 + index))
+            .await
+            .with_context(|| format!("set the default route over link {index} to {router}"))?;
     }
     write_resolv_conf(lease);
     Ok(())
+}
+
+/// On a thread of its own: the kernel makes who asks wait while a card comes up, and the heartbeat must not.
+async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io::Result<()> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(io::Error::other)?
 }
 
 fn write_resolv_conf(lease: &Lease) {

@@ -10,7 +10,7 @@
 //! | [`member`] | this node among the members: datagrams, the history, what is kept for an agent after this one |
 //! | [`identity`], [`door`] | its key and certificate; who is there, for an administrator who asks this node |
 //! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
-//! | [`links`], [`hardware`], [`load`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
+//! | [`links`], [`netlink`], [`hardware`], [`load`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
 /// One line on stderr, which PID 1 gave us: the console, without blocking. `eprintln!` would panic when it is full.
 macro_rules! log {
@@ -33,6 +33,9 @@ mod links;
 mod load;
 mod measure;
 mod member;
+mod netlink;
+#[cfg(test)]
+mod room;
 mod shell;
 mod sockets;
 

@@ -21,8 +21,6 @@ use cid_protocol::measure::Measured;
 use cid_protocol::node::{FromNode, Leaving, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
-use futures_lite::StreamExt;
-use rtnetlink::{Handle, MulticastGroup};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf as InitWriter;
 use tokio::net::{UdpSocket, UnixStream};
@@ -38,7 +36,7 @@ use crate::leaving::{self, Prepared};
 use crate::measure::Measurements;
 use crate::member::News;
 use crate::member::keep::{self, Keep};
-use crate::{clock, hardware, links};
+use crate::{clock, hardware, links, netlink};
 
 /// Events that may wait.
 const QUEUE: usize = 128;
@@ -103,7 +101,6 @@ struct Shell {
     started: Instant,
     cmdline: String,
     node: Node,
-    handle: Handle,
     wires: BTreeMap<u32, Wire>,
     connection: Option<Connection>,
     connections: u64,
@@ -136,17 +133,17 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     tokio::spawn(init::read_init(init_reader, sender.clone()));
 
     links::settings();
-    let groups = [MulticastGroup::Link];
-    let (connection, handle, mut changes) =
-        rtnetlink::new_multicast_connection(&groups).context("rtnetlink")?;
-    tokio::spawn(connection);
+    let mut changes = netlink::Changes::new().context("netlink")?;
     let link_sender = sender.clone();
-    tokio::spawn(async move {
-        while changes.next().await.is_some() {
+    // A thread of its own, which sleeps in the kernel.
+    let watch = move || {
+        while changes.next().is_ok() {
             // A full queue has a rescan in it already, or soon will: links are looked at every second anyway.
             let _ = link_sender.try_send(Event::LinksChanged);
         }
-    });
+    };
+    let thread = std::thread::Builder::new().stack_size(64 * 1024);
+    thread.spawn(watch).context("a thread for links")?;
 
     let cmdline = hardware::read("/proc/cmdline");
     let keep = Keep::new(keep::FOLDER);
@@ -171,7 +168,6 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         started,
         cmdline,
         node,
-        handle,
         wires: BTreeMap::new(),
         connection: None,
         connections: 0,

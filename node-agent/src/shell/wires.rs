@@ -39,11 +39,11 @@ impl Shell {
 
     fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
         // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
-        let (handle, up_index, name) = (self.handle.clone(), link.index, link.name.clone());
+        let (up_index, name) = (link.index, link.name.clone());
         tokio::spawn(async move {
             // First, so that it cannot take a new address away.
-            links::flush(&handle, up_index).await;
-            if let Err(error) = links::up(&handle, up_index).await {
+            links::flush(up_index).await;
+            if let Err(error) = links::up(up_index).await {
                 log!("cid-agent: {name}: {error:#}");
             }
         });
@@ -111,7 +111,7 @@ impl Shell {
                 }
             },
             dhcp::Output::Deconfigure => {
-                let _ = timeout(KERNEL_BOUND, links::flush(&self.handle, index)).await;
+                let _ = timeout(KERNEL_BOUND, links::flush(index)).await;
                 if let Some(wire) = self.wires.get_mut(&index) {
                     wire.address = None;
                 }
@@ -122,7 +122,7 @@ impl Shell {
 
     /// Bounded: the kernel makes this wait while another card comes up, and PID 1 listens for the heartbeat.
     async fn configure(&self, index: u32, lease: &dhcp::Lease) -> anyhow::Result<()> {
-        timeout(KERNEL_BOUND, links::configure(&self.handle, index, lease))
+        timeout(KERNEL_BOUND, links::configure(index, lease))
             .await
             .context("the kernel is busy")?
     }
