@@ -16,6 +16,7 @@ use serde::Serialize;
 use sha2::Digest;
 
 use crate::apt::sha256_file;
+use crate::secrets;
 
 /// Text for people or JSON for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -180,6 +181,39 @@ pub fn verify(image: &Path, format: Format, output: &mut dyn Write) -> anyhow::R
     Ok(verdict.ok)
 }
 
+/// Looks for secrets in the manifest, the image's other files and every entry of the initrd. True when there is none.
+pub fn no_secrets(
+    image: &Path,
+    known: &[Vec<u8>],
+    format: Format,
+    output: &mut dyn Write,
+) -> anyhow::Result<bool> {
+    let manifest = read_manifest(image)?;
+    let mut problems = secrets::findings("manifest.json", &serde_json::to_vec(&manifest)?, known);
+    for name in manifest.artifacts.keys().filter(|name| *name != "initrd.img") {
+        let file = image.join(name);
+        let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
+        problems.extend(secrets::findings(name, &bytes, known));
+    }
+    walk(image, |header, content| {
+        let mut bytes = Vec::new();
+        content.take(ENTRY_LIMIT).read_to_end(&mut bytes)?;
+        problems.extend(secrets::findings(&header.path, &bytes, known));
+        Ok(())
+    })?;
+    let ok = problems.is_empty();
+    match format {
+        Format::Json => json(output, &Verdict { ok, problems })?,
+        Format::Text if ok => writeln!(output, "{}: no secret in it", image.display())?,
+        Format::Text => {
+            for problem in &problems {
+                writeln!(output, "{}", shown(problem))?;
+            }
+        }
+    }
+    Ok(ok)
+}
+
 /// The manifest of an image folder, its version checked.
 pub fn read_manifest(image: &Path) -> anyhow::Result<Manifest> {
     let file = image.join("manifest.json");
@@ -324,6 +358,7 @@ fn json(output: &mut dyn Write, value: &impl Serialize) -> anyhow::Result<()> {
 
 /// Bytes that an initrd may unpack to, that a listing may keep, and of a manifest.
 const UNPACKED_LIMIT: u64 = 4 << 30;
+const ENTRY_LIMIT: u64 = 1 << 30;
 const LISTING_LIMIT: usize = 256 << 20;
 const MANIFEST_LIMIT: u64 = 64 << 20;
 

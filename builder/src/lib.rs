@@ -12,5 +12,6 @@ pub mod modules;
 pub mod output;
 pub mod progress;
 pub mod recipe;
+pub mod secrets;
 pub mod sources;
 pub mod usb;

@@ -53,10 +53,16 @@ enum Command {
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Check every digest of an image against its manifest; exits 1 when one is wrong.
+    /// Check every digest of an image against its manifest, or look for secrets in it; exits 1 when something is wrong.
     Verify {
         /// An image's folder.
         image: PathBuf,
+        /// Look for private keys, boot tokens and password hashes instead.
+        #[arg(long)]
+        no_secrets: bool,
+        /// Look for the secrets in this file, too: one per line, as text, hex or base64.
+        #[arg(long, value_name = "FILE", requires = "no_secrets")]
+        known: Vec<PathBuf>,
         #[command(flatten)]
         output: OutputArguments,
     },
@@ -203,7 +209,21 @@ fn run(command: Command) -> anyhow::Result<bool> {
         } => inspect::diff(&first, &second, arguments.format(), &mut output)?,
         Command::Verify {
             image,
+            no_secrets: true,
+            known,
             output: arguments,
+        } => {
+            let mut forms = Vec::new();
+            for file in &known {
+                let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
+                forms.extend(cidbuild::secrets::known(&text));
+            }
+            inspect::no_secrets(&image, &forms, arguments.format(), &mut output)?
+        }
+        Command::Verify {
+            image,
+            output: arguments,
+            ..
         } => inspect::verify(&image, arguments.format(), &mut output)?,
         Command::Documents(documents) => {
             documents.write::<Arguments>("1")?;
