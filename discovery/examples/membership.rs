@@ -13,7 +13,7 @@ use cid_discovery::load::LoadVector;
 use cid_discovery::wire::Mode;
 use sim::{Wire, World, secs};
 
-/// Rooms above this size are formed in some minutes instead of in one moment, and with few of them in the history.
+/// In rooms above this size nodes are told of one another to begin with, and few of them are in the history.
 const LARGE: usize = 2_000;
 
 /// One table, for a room of so many.
@@ -235,7 +235,7 @@ fn alarms(nodes: usize) {
     }
 }
 
-/// A room of 10,000: formed once, with multicast, since that is most of the work; then everything is measured in it.
+/// A room of 10,000: filled once, since that is most of the work; then everything is measured in it.
 fn large(nodes: usize) {
     let began = Instant::now();
     let mut world = formed(nodes, true);
@@ -281,23 +281,15 @@ fn large(nodes: usize) {
     }
 }
 
-/// A room that was switched on over some minutes where it is large.
+/// A settled room.
 fn formed(nodes: usize, multicast: bool) -> World {
     if nodes <= LARGE {
         return World::settled(1, nodes, wire(0, multicast));
     }
-    let mut world = World::new(1, nodes);
-    world.wire = wire(0, multicast);
-    world.recorded_hosts = 200;
-    for index in 1..=nodes {
-        world.start(index);
-        if index % 100 == 0 {
-            world.run_for(secs(1.0));
-        }
-    }
-    let took = world.time_until(secs(120.0), World::agreed);
-    println!("{nodes} nodes: all know all {took:?} after the last one of 100 a second");
-    world.run_for(secs(10.0));
+    let mut world = World::introduced(1, nodes, 200);
+    let took = world.time_until(secs(60.0), World::agreed);
+    println!("{nodes} nodes, introduced: all agree after {took:?} more");
+    world.wire.multicast = multicast;
     world
 }
 

@@ -19,7 +19,7 @@ use cid_discovery::history::{CHAIN_START, Change, State};
 use cid_discovery::member::{Config, Event, Records};
 use cid_discovery::random::Random;
 use cid_discovery::seal::{GroupKey, Opener, Sealer};
-use cid_discovery::wire::Role;
+use cid_discovery::wire::{Digest, Kind, Liveness, MAX_RUMORS, Message, Mode, Role, Rumor};
 use cid_discovery::{Boot, Membership, NodeId};
 
 pub(crate) use shell::Planted;
@@ -78,6 +78,34 @@ pub(crate) struct Host {
     pub(crate) went_home: bool,
 }
 
+impl Host {
+    fn as_rumor(&self) -> Rumor {
+        Rumor {
+            boot: self.boot,
+            refutation: 0,
+            liveness: Liveness::Alive,
+            role: self.role,
+            headless: false,
+            address: self.address,
+            by: None,
+        }
+    }
+}
+
+/// An answer of the head to a comparison.
+fn roster(rumors: &[Rumor]) -> Message {
+    Message {
+        mode: Mode::Quiet,
+        role: Role::Head,
+        to_group: false,
+        history: Digest::default(),
+        roster: 0,
+        kind: Kind::Roster,
+        rumors: rumors.to_vec(),
+        loads: Vec::new(),
+    }
+}
+
 enum Happening {
     Arrives(usize, Datagram),
     Wake(usize),
@@ -134,6 +162,8 @@ pub(crate) struct World {
     pub(crate) wall_ms: i64,
     /// Bytes sent by kind of datagram, the kind being the body's first byte.
     pub(crate) by_kind: [u64; 16],
+    /// Nothing is sent.
+    muted: bool,
     random: Random,
     queue: BinaryHeap<Reverse<Entry>>,
     order: u64,
@@ -173,6 +203,7 @@ impl World {
             recorded: Vec::new(),
             wall_ms: 0,
             by_kind: [0; 16],
+            muted: false,
             random: Random::new(seed),
             queue: BinaryHeap::new(),
             order: 0,
@@ -225,6 +256,41 @@ impl World {
             world.start(index);
         }
         world.run_until(secs(40.0));
+        world
+    }
+
+    /// A large room in which everybody was told of everybody: as the answers to comparisons would have told them, but
+    /// without the greetings of ten thousand machines that are switched on together.
+    pub(crate) fn introduced(seed: u64, nodes: usize, recorded_hosts: usize) -> Self {
+        let mut world = Self::new(seed, nodes);
+        world.recorded_hosts = recorded_hosts;
+        world.muted = true;
+        (1..=nodes).for_each(|index| world.start(index));
+        let rumors: Vec<Rumor> = world.hosts[1..].iter().map(|host| host.as_rumor()).collect();
+        let answers: Vec<Vec<u8>> = rumors
+            .chunks(MAX_RUMORS)
+            .map(|rumors| roster(rumors).encode())
+            .collect();
+        let (head, address) = (world.hosts[0].boot, world.hosts[0].address);
+        for index in 1..=nodes {
+            for answer in &answers {
+                world.with(index, |member, now| {
+                    let _ = member.handle_datagram(now, head, address, answer);
+                });
+            }
+        }
+        // The head hears it from a node.
+        let (node, address) = (world.hosts[1].boot, world.hosts[1].address);
+        for mut answer in rumors.chunks(MAX_RUMORS).map(roster) {
+            answer.role = Role::Node;
+            world.with(0, |member, now| {
+                let _ = member.handle_datagram(now, node, address, &answer.encode());
+            });
+        }
+        world.muted = false;
+        world.wire.multicast = false;
+        world.run_for(secs(15.0));
+        world.wire.multicast = true;
         world
     }
 

@@ -61,6 +61,9 @@ pub(crate) struct Datagram {
 
 impl World {
     pub(super) fn transmit(&mut self, index: usize, to: To, mut body: Vec<u8>) {
+        if self.muted {
+            return;
+        }
         let size = (HEADERS + seal::OVERHEAD + body.len()).max(SHORTEST) as u64;
         assert!(size <= 1_514, "{size}-byte frame");
         if let Some(bytes) = body
