@@ -171,3 +171,22 @@ fn a_member_is_small_and_the_table_is_a_sorted_map() {
     }
     assert!(model.len() > 1_000, "{}", model.len());
 }
+
+#[test]
+fn a_roster_of_thousands_needs_little_more_than_its_members() {
+    for (count, in_order) in [(1_000, false), (1_000, true), (10_000, false), (10_000, true)] {
+        let mut roster = Roster::new(rumor(1, 1, 0, Liveness::Alive).boot, Role::Node, count);
+        for number in 0..count as u32 {
+            let mut told = rumor(0, 1, 0, Liveness::Alive);
+            if in_order {
+                told.boot.id.0[..4].copy_from_slice(&number.to_be_bytes());
+            } else {
+                told.boot.id = NodeId::of_machine(&number.to_string(), [0; 6]);
+            }
+            assert_eq!(roster.apply(NOW, &told), Effect::Appeared);
+        }
+        let each = roster.heap_bytes() / count;
+        println!("{count} members, in order {in_order}: {each} bytes each");
+        assert!(each <= 60, "{each} bytes a member");
+    }
+}
