@@ -1,7 +1,10 @@
 //! The real head in the room: started with a configuration, killed and started again as tests please, asked with the
 //! real `cidctl`. Must not look into the head's database.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
@@ -299,6 +302,12 @@ impl Head {
         }
     }
 
+    /// Its process here, for `/proc`; `None` while it is down.
+    #[must_use]
+    pub fn process(&self) -> Option<u32> {
+        crate::room::child_of(self.process.as_ref()?.id())
+    }
+
     /// How to ask it.
     #[must_use]
     pub fn control(&self) -> &Control {
@@ -370,6 +379,24 @@ impl Control {
     /// As [`Control::nodes`].
     pub fn node(&self, mac: &str) -> Result<Option<NodeRow>> {
         Ok(self.nodes()?.into_iter().find(|node| node.mac == mac))
+    }
+
+    /// What it has refused so far, by reason (`cid_drops_total` of `/metrics`).
+    ///
+    /// # Errors
+    /// When the head is down.
+    pub fn drops(&self) -> Result<BTreeMap<String, u64>> {
+        let mut stream = UnixStream::connect(&self.socket).context("calling the head")?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: head\r\nConnection: close\r\n\r\n")?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        let counts = text.lines().filter_map(|line| {
+            let (reason, count) = line
+                .strip_prefix("cid_drops_total{reason=\"")?
+                .split_once("\"} ")?;
+            Some((reason.to_owned(), count.parse().ok()?))
+        });
+        Ok(counts.collect())
     }
 
     /// The head's latest events (1000 at most), oldest first.

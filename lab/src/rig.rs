@@ -3,8 +3,10 @@
 //! network, clock or power: an agent here has the capabilities of the network and no others.
 
 pub mod agent;
+pub mod ask;
 pub mod cell;
 mod firmware;
+pub mod hostile;
 pub mod wire;
 
 use std::fmt::Write as _;
@@ -16,7 +18,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::{Agent, Phase};
-pub use wire::{Kind, Share, Traffic, Wire};
+pub use ask::{Asker, View};
+pub use hostile::{Heard, Hostile};
+pub use wire::{Kind, Multicast, Share, Traffic, Wire};
 
 use crate::head::{Adoption, Head, HeadOptions, program};
 use crate::room::Room;

@@ -224,6 +224,12 @@ impl Drop for Room {
 }
 
 impl Host {
+    /// Process whose network it is, as seen from outside the room.
+    #[must_use]
+    pub fn target(&self) -> u32 {
+        self.space.target
+    }
+
     /// A command that will run on this computer.
     #[must_use]
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {

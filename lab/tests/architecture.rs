@@ -34,7 +34,7 @@ const ARROWS: &[(&str, &[&str])] = &[
         &["cid-protocol", "cid-sys", "cid-discovery", "cid-trust"],
     ),
     ("cidctl", &["cid-protocol", "cid-manual", "cid-trust"]),
-    ("cidlab", &["cid-protocol", "cid-sys", "cid-manual"]),
+    ("cidlab", &["cid-protocol", "cid-sys", "cid-trust", "cid-manual"]),
 ];
 
 /// Everything PID 1 may be linked from: std, system calls, and what those two libraries bring.

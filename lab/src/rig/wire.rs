@@ -147,7 +147,11 @@ impl Traffic {
 }
 
 impl Wire {
-    pub(super) fn new(room: Arc<Room>) -> Result<Self> {
+    /// Begins to count on the bridge of this room, once for each room; everything goes through.
+    ///
+    /// # Errors
+    /// When nftables refuses.
+    pub fn new(room: Arc<Room>) -> Result<Self> {
         let this = Self {
             room,
             faults: Mutex::default(),

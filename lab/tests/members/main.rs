@@ -2,12 +2,17 @@
 //! modules. Figures are printed: `--nocapture`.
 
 mod covering;
+mod faults;
+mod hostile;
 mod judging;
+mod restart;
+mod times;
+mod traffic;
 
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use cid_protocol::api::{NodeRow, NodeState};
+use cid_protocol::api::{Event, NodeRow, NodeState};
 use cidlab::rig::{Agent, Rig};
 
 /// The room of the papers: thirteen.
@@ -60,6 +65,22 @@ fn state_of(nodes: &[NodeRow], agent: &Agent) -> Option<NodeState> {
 
 fn all_up(nodes: &[NodeRow], count: usize) -> bool {
     nodes.iter().filter(|node| node.state == NodeState::Up).count() == count
+}
+
+/// Number of the head's latest event.
+fn last_event(rig: &Rig) -> Result<u64> {
+    Ok(rig.head.control().events()?.last().map_or(0, |event| event.seq))
+}
+
+/// What the history says of this one behind event `after`.
+fn state_changes(events: &[Event], after: u64, agent: &Agent) -> Vec<String> {
+    let mac = agent.mac();
+    let of_it = |event: &&Event| event.seq > after && event.kind == "state" && event.mac == mac;
+    events
+        .iter()
+        .filter(of_it)
+        .map(|event| event.text.clone())
+        .collect()
 }
 
 /// A line of `/proc/PROCESS/status`, in KiB.

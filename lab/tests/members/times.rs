@@ -1,0 +1,138 @@
+//! Shows 1 and 3 with real agents, by asking every node itself: who is known to whom, and how long a new node and a crash take to be known to all.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cid_protocol::api::NodeState;
+use cidlab::rig::{Asker, Multicast, Rig, View};
+
+use super::{ROOM, all_up, head_says, state_of};
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// DESIGN section 8: a crash is known to all within 10 s in a quiet room.
+const QUIET: Duration = Duration::from_secs(10);
+/// And a new node within one.
+const NEW: Duration = Duration::from_secs(1);
+
+fn room(name: &str, count: usize, multicast: Multicast) -> Result<Rig> {
+    let rig = Rig::start(name, count)?;
+    rig.wire().multicast(multicast)?;
+    rig.power_on(10)?;
+    let limit = LIMIT + Duration::from_secs(count as u64);
+    rig.wait_up(limit)?;
+    head_says(&rig, "all are up", limit, |nodes| all_up(nodes, count))?;
+    Ok(rig)
+}
+
+/// Asks those agents again and again until each of them says it; who said it is not asked again. Returns how long it took.
+fn all_say(
+    asker: &Asker,
+    agents: &[usize],
+    what: &str,
+    limit: Duration,
+    wanted: impl Fn(&View) -> bool,
+) -> Result<Duration> {
+    let started = Instant::now();
+    let mut left = agents.to_vec();
+    loop {
+        let answers = asker.ask(&left)?;
+        let says = |answer: &Result<View>| answer.as_ref().is_ok_and(&wanted);
+        let open: Vec<(usize, &Result<View>)> = left
+            .iter()
+            .copied()
+            .zip(&answers)
+            .filter(|(_, answer)| !says(answer))
+            .collect();
+        let Some((agent, answer)) = open.first() else {
+            return Ok(started.elapsed());
+        };
+        ensure!(
+            started.elapsed() < limit,
+            "{} agents do not say that {what} after {limit:?}; number {agent}: {answer:?}",
+            open.len()
+        );
+        left = open.iter().map(|(agent, _)| *agent).collect();
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn everybody(count: usize) -> Vec<usize> {
+    (0..count).collect()
+}
+
+/// Show 1: thirteen find one another; nobody has a list of them.
+fn all_know_all(name: &str, multicast: Multicast) -> Result<()> {
+    let rig = room(name, ROOM, multicast)?;
+    let asker = Asker::new(&rig)?;
+    let took = all_say(&asker, &everybody(ROOM), "13 are up", LIMIT, |view| {
+        view.up() == ROOM
+    })?;
+    println!("{name}: all know all {took:.1?} after the head does");
+    rig.succeeded();
+    Ok(())
+}
+
+#[test]
+fn thirteen_know_one_another() -> Result<()> {
+    all_know_all("know", Multicast::Flooded)
+}
+
+#[test]
+fn thirteen_know_one_another_without_multicast() -> Result<()> {
+    all_know_all("know-unicast", Multicast::Dropped)
+}
+
+/// A crash and a new node, so many times; the worst of each.
+fn crash_and_return(count: usize, times: usize) -> Result<()> {
+    let rig = room(&format!("times{count}"), count, Multicast::Flooded)?;
+    let asker = Asker::new(&rig)?;
+    let everybody = everybody(count);
+    all_say(&asker, &everybody, "all are up", LIMIT, |view| view.up() == count)?;
+    let (mut crashes, mut returns) = (Vec::new(), Vec::new());
+    for time in 0..times {
+        let number = (time * 7 + 3) % count;
+        let agent = &rig.agents()[number];
+        let name = agent.mac();
+        let others: Vec<usize> = everybody
+            .iter()
+            .copied()
+            .filter(|other| *other != number)
+            .collect();
+        agent.crash()?;
+        let gone = |view: &View| view.states.get(&name).is_none_or(|state| state != "up");
+        crashes.push(all_say(&asker, &others, "it is gone", LIMIT, gone)?);
+        // Before the head has given it up, an administrator's wish would be about the boot that is over.
+        head_says(&rig, "it is lost", LIMIT, |nodes| {
+            state_of(nodes, agent) == Some(NodeState::Lost)
+        })?;
+        rig.revive(agent)?;
+        let up = |view: &View| view.states.get(&name).is_some_and(|state| state == "up");
+        rig.wait_up(LIMIT)?;
+        returns.push(all_say(&asker, &others, "it is up", LIMIT, up)?);
+    }
+    let worst = |times: &[Duration]| times.iter().max().copied().context("no crash at all");
+    let (crash, back) = (worst(&crashes)?, worst(&returns)?);
+    println!(
+        "{count} agents, quiet, {times} times: a crash known to all within {crash:.1?}, a new node {back:.1?} after its own `up`"
+    );
+    println!("{count} agents: crashes {crashes:.1?}, returns {returns:.1?}");
+    ensure!(crash < QUIET, "{crash:.1?}");
+    ensure!(back < NEW || count > ROOM, "{back:.1?}");
+    rig.succeeded();
+    Ok(())
+}
+
+#[test]
+fn crash_and_return_at_13() -> Result<()> {
+    crash_and_return(13, 5)
+}
+
+#[test]
+fn crash_and_return_at_50() -> Result<()> {
+    crash_and_return(50, 5)
+}
+
+#[test]
+fn crash_and_return_at_200() -> Result<()> {
+    crash_and_return(200, 3)
+}
