@@ -32,7 +32,7 @@ fn a_wire_that_loses_is_told_and_mended_it_lets_the_node_in() -> Result<()> {
         options.with_key("requires = { loss = \"2 %\" }")
     })?;
     let lossy = &rig.agents()[1];
-    lose(lossy, 8)?;
+    lose(lossy, 10)?;
     rig.power_on(10)?;
     head_says(&rig, "two are up and one is refused", LIMIT, |nodes| {
         let up = nodes.iter().filter(|node| node.state == NodeState::Up).count();
