@@ -1,7 +1,7 @@
-//! Node connections on TCP 3101: frames of a length and a JSON message. Bounds what a stranger can hold: frame size,
+//! Node connections on TCP 3101: TLS 1.3, inside it frames of a length and a JSON message. Bounds what a stranger can hold: frame size,
 //! time to the first message, silence, connections in all and per address. Must not decide who is accepted.
 //!
-//! [`converse`] takes any byte stream, so that TLS slots in between without a change here.
+//! Who has no certificate may send one message, its enrolment. Who has one is that machine, whatever it says of itself.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -12,7 +12,7 @@ use base64::prelude::{BASE64_STANDARD as BASE64, Engine as _};
 use cid_protocol::node::{Enroll, FromNode, MAX_FRAME, TimeQuestion, ToNode};
 use cid_trust::{Fingerprint, Peer, TokenError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -118,7 +118,7 @@ pub async fn serve(core: Arc<Core>, trust: Arc<Trust>, listener: TcpListener) {
         let _ = stream.set_nodelay(true);
         let (core, trust) = (Arc::clone(&core), Arc::clone(&trust));
         tokio::spawn(async move {
-            let ended = receive(&core, &trust, stream, address).await;
+            let ended = greet(&core, &trust, stream, address).await;
             if let Some(reason) = ended.drop_reason() {
                 core.drops.count(reason);
                 tracing::debug!(%address, %ended, "node connection ended");
@@ -135,23 +135,6 @@ pub enum Caller {
     New,
     /// Whoever has this certificate of our authority; whether it is in force is the registry's to say.
     Certified(Fingerprint),
-    /// The protocol before there were certificates.
-    Plain,
-}
-
-/// TLS (its first byte is that of a handshake record, RFC 8446, 5.1) or, for node software of before, nothing.
-async fn receive(core: &Arc<Core>, trust: &Trust, stream: TcpStream, address: Ipv4Addr) -> Ended {
-    let mut first = [0];
-    match timeout(HELLO_TIMEOUT, stream.peek(&mut first)).await {
-        Err(_) => return Ended::Silent,
-        Ok(Err(error)) => return error.into(),
-        Ok(Ok(0)) => return Ended::Closed,
-        Ok(Ok(_)) => {}
-    }
-    if first != [0x16] {
-        return converse(core, trust, stream, address, Caller::Plain).await;
-    }
-    greet(core, trust, stream, address).await
 }
 
 /// Speaks TLS with whoever called until the end of the connection, and says how it ended.
@@ -203,7 +186,7 @@ async fn converse<S: Transport>(
     }
     let first = match caller {
         Caller::New => None,
-        Caller::Certified(_) | Caller::Plain => match first_message(core, &mut stream).await {
+        Caller::Certified(_) => match first_message(core, &mut stream).await {
             Ok(first) => Some(first),
             Err(ended) => {
                 core.disconnect(id);
@@ -233,7 +216,7 @@ async fn converse<S: Transport>(
 
 /// The message behind the node's measurements, most likely its hello, with what the head's own kernel counted.
 async fn first_message<S: Transport>(core: &Arc<Core>, stream: &mut S) -> Result<FromNode, Ended> {
-    let mut first = measuring::answer(stream, &core.turns, || core.read(Registry::addresses_up)).await?;
+    let mut first = measuring::answer(stream, &core.turns).await?;
     if let FromNode::Hello(hello) = &mut first
         && let Some(measured) = &mut hello.hardware.measured
     {

@@ -418,7 +418,8 @@ impl Registry {
         let before = record.state;
         let changed = before != state;
         // It has gone: whoever speaks in its name from here on has to prove a boot.
-        let gone = before == NodeState::GoingHome && !matches!(state, NodeState::GoingHome | NodeState::Up);
+        let gone = before == NodeState::GoingHome
+            && matches!(state, NodeState::Home | NodeState::Known | NodeState::Booting);
         if changed {
             record.state = state;
             record.since = now.unix_secs();

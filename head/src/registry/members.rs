@@ -209,14 +209,9 @@ impl Registry {
     /// A machine is thrown out: its connection ends, its certificate opens nothing, it is refused until `cidctl wake`, and the others
     /// get a key that it does not have.
     pub fn revoke(&mut self, now: Now, mac: Mac, reason: &str) {
-        let Some(machine) = self.machines.get_mut(&mac) else {
-            return;
-        };
-        if let Some(connection) = machine.connection.take() {
-            self.connections.remove(&connection);
-            self.outputs.push_back(Output::Close { connection });
+        if self.machines.contains_key(&mac) {
+            self.throw_out(now, mac, reason);
         }
-        self.throw_out(now, mac, reason);
     }
 
     /// Puts what a member is into the history; the same again is no news there.

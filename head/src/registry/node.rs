@@ -15,13 +15,20 @@ use crate::mac::Mac;
 use crate::time::ClockOffset;
 
 impl Registry {
-    /// A node asks to join over `connection` from `address`. The answer is a [`Output::Send`].
+    /// A node asks to join over `connection` from `address`. Who it is was said by its certificate. The answer is a [`Output::Send`].
     pub fn handle_hello(&mut self, now: Now, connection: ConnectionId, address: Ipv4Addr, hello: Hello) {
-        let certified = self.certified(connection);
-        let Some(mac) = certified.or_else(|| self.identify(&hello, address)) else {
-            let text = "this machine is not adopted; `cidctl adopt` takes it in".to_owned();
+        let Some(mac) = self.certified(connection) else {
+            let text = "its certificate was revoked a moment ago; restart the PC".to_owned();
             return self.refuse(connection, text);
         };
+        if self
+            .record(mac)
+            .and_then(|record| self.group_of(record))
+            .is_none()
+        {
+            let text = "this machine is not adopted; `cidctl adopt` takes it in".to_owned();
+            return self.refuse(connection, text);
+        }
         if hello.version != NODE_PROTOCOL_VERSION {
             let text = format!(
                 "its node software speaks version {} of the messages, this head {NODE_PROTOCOL_VERSION}; rebuild the image with this head's cidbuild",
@@ -166,42 +173,6 @@ impl Registry {
         }
         record.hardware = Some(Box::new(hardware));
         same_boot
-    }
-
-    /// By the MACs of its links, the one in use first; else by the address it was given.
-    fn identify(&self, hello: &Hello, address: Ipv4Addr) -> Option<Mac> {
-        let links = &hello.hardware.links;
-        let in_use = links.iter().filter(|link| link.in_use);
-        let others = links.iter().filter(|link| !link.in_use);
-        let accepted = |mac: &Mac| {
-            self.machines
-                .get(mac)
-                .is_some_and(|machine| self.group_of(&machine.record).is_some())
-        };
-        // A card that was plugged in since then does not make it another machine.
-        let same_boot = |mac: &Mac| {
-            let record = self.machines.get(mac).map(|machine| &machine.record);
-            record.is_some_and(|record| record.boot_id.as_deref() == Some(&hello.boot_id))
-        };
-        let macs = || {
-            in_use
-                .clone()
-                .chain(others.clone())
-                .filter_map(|link| link.mac.parse().ok())
-        };
-        macs()
-            .find(|mac| accepted(mac) && same_boot(mac))
-            .or_else(|| macs().find(accepted))
-            .or_else(|| {
-                let holders = self
-                    .machines
-                    .iter()
-                    .filter(|(_, machine)| machine.record.address == Some(address));
-                holders
-                    .max_by_key(|(_, machine)| machine.record.last_seen)
-                    .map(|(mac, _)| *mac)
-                    .filter(accepted)
-            })
     }
 
     pub(crate) fn refuse(&mut self, connection: ConnectionId, reason: String) {

@@ -115,6 +115,12 @@ impl Registry {
         true
     }
 
+    /// The registry's tests are about other things than certificates.
+    #[cfg(test)]
+    pub(super) fn vouch(&mut self, connection: ConnectionId, mac: Mac) {
+        self.vouched.insert(connection, mac);
+    }
+
     /// Machine of a connection, by its certificate.
     pub(super) fn certified(&self, connection: ConnectionId) -> Option<Mac> {
         self.vouched.get(&connection).copied()
@@ -264,6 +270,7 @@ impl Registry {
     /// Revokes what it has and keeps it out until the administrator says otherwise.
     pub(super) fn throw_out(&mut self, now: Now, mac: Mac, reason: &str) {
         self.take_off_list(mac);
+        self.close_certified(mac);
         if let Some(machine) = self.machines.get_mut(&mac) {
             machine.record.set_hold(Some(reason.to_owned()), None);
         }

@@ -125,7 +125,7 @@ fn no_secret_reaches_a_log_or_a_file_that_others_may_read() {
     }
     // The control: these are looked for as they are, and the pin, no secret, is there.
     assert!(explained.contains(&boot.pin), "{explained}");
-    for file in ["ca", "ca/key.pem", "ca/admin.pem", "tftp.journal"] {
+    for file in ["ca", "ca/key.pem", "ca/admin.pem", "tftp.journal", "cid.db"] {
         let path = room.path("state").join(file);
         let Ok(metadata) = std::fs::metadata(&path) else {
             continue;

@@ -14,11 +14,7 @@ use tokio_rustls::TlsConnector;
 
 use super::{Connection, Event, Shell, WRITE_BOUND, Writer};
 use crate::identity::Credentials;
-use crate::measure::peers::Caller;
 use crate::{frames, hardware, links, measure};
-
-/// For a connection over which this node measures before its hello: the CPU's figure, and how peers are called.
-type Measuring = (JoinHandle<f32>, Option<Caller>);
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -31,23 +27,17 @@ impl Shell {
             .get(&index)
             .map(|wire| wire.name.clone())
             .unwrap_or_default();
+        // Without a pin there is nobody to call; the core does not ask for it.
         let config = self.credentials.as_ref().map(Credentials::client_config);
+        let config = config.unwrap_or_else(|| Err(anyhow::anyhow!("this boot knows no authority")));
         // A stranger is heard for its enrolment alone.
         let measuring = match &self.credentials {
             Some(credentials) if !credentials.is_certified() => None,
             _ => self.measurements.for_connection(),
         };
-        let peers = self.credentials.as_ref().and_then(Credentials::peer_config);
-        let caller = peers.map(|config| Caller {
-            link: name.clone(),
-            from,
-            config,
-        });
-        let measuring = measuring.map(|cpu| (cpu, caller));
         let task = tokio::spawn(async move {
             let talk = async {
-                let tls = config.transpose().map_err(std::io::Error::other)?;
-                let tls = tls.map(TlsConnector::from);
+                let tls = TlsConnector::from(config.map_err(std::io::Error::other)?);
                 converse(number, &name, from, head, (tls, measuring), &sender).await
             };
             let why = match talk.await {
@@ -134,7 +124,7 @@ async fn converse(
     link: &str,
     from: Ipv4Addr,
     head: SocketAddrV4,
-    (tls, measuring): (Option<TlsConnector>, Option<Measuring>),
+    (tls, measuring): (TlsConnector, Option<JoinHandle<f32>>),
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
@@ -144,9 +134,6 @@ async fn converse(
     let stream = socket.connect(head.into()).await?;
     stream.set_nodelay(true)?;
     let socket = stream.as_fd().try_clone_to_owned()?;
-    let Some(tls) = tls else {
-        return exchange(number, stream, socket, measuring, sender).await;
-    };
     let stream = tls.connect(cid_trust::server_name(), stream).await?;
     cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;
     exchange(number, stream, socket, measuring, sender).await
@@ -157,14 +144,14 @@ async fn exchange(
     number: u64,
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     socket: OwnedFd,
-    measuring: Option<Measuring>,
+    measuring: Option<JoinHandle<f32>>,
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = frames::Reader::new(reader);
     let mut measured = None;
-    if let Some((cpu, caller)) = measuring {
-        let mut found = measure::run(&mut reader, &mut writer, cpu, caller.as_ref()).await?;
+    if let Some(cpu) = measuring {
+        let mut found = measure::run(&mut reader, &mut writer, cpu).await?;
         found.head.sent = measure::segments(&socket);
         measured = Some(found);
     }

@@ -196,8 +196,6 @@ fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config 
         standing: match credentials {
             Ok(credentials) if credentials.is_certified() => Standing::Certified,
             Ok(_) => Standing::Stranger,
-            // A head of the time before TLS names no authority, and asks for nothing.
-            Err(_) if cmdline::lookup(line, cmdline::AUTHORITY).is_none() => Standing::Certified,
             Err(why) => Standing::Nobody(why.clone()),
         },
     }

@@ -39,6 +39,7 @@ fn hello(boot: &str, cpu_speed: f32, kbit: Option<u32>) -> Hello {
 fn asks(trace: &mut Trace, second: u64, connection: u64, hello: Hello) -> ToNode {
     let id = ConnectionId(connection);
     trace.sent.clear();
+    trace.registry.vouch(id, mac(1));
     trace
         .registry
         .handle_hello(at(second), id, Ipv4Addr::new(10, 77, 0, 101), hello);

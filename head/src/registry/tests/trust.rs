@@ -84,6 +84,7 @@ fn who_a_node_is_comes_from_its_certificate_and_not_from_what_it_says() {
             .handle_certified(ConnectionId(7), Fingerprint::of(&first.leaf))
     );
     // It claims the other machine's MAC.
+    trace.certified = false;
     trace.hello(11, 2, 7, "boot-1");
     assert_eq!(
         (trace.state(1), trace.state(2)),

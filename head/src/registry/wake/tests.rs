@@ -46,6 +46,7 @@ fn join(registry: &mut Registry, second: u64, windows: Option<&str>) {
         phases: Vec::new(),
         incarnation: None,
     };
+    registry.vouch(ConnectionId(second), MAC);
     registry.handle_hello(at(second), ConnectionId(second), [10, 99, 6, 7].into(), hello);
 }
 
