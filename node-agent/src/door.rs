@@ -129,3 +129,6 @@ async fn answer_nodes(
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
