@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use cid_protocol::api::{
-    AdoptRequest, DrainRequest, Event, EventList, Explanation, NodeList, ReleaseRequest, Status,
+    AdoptRequest, DrainRequest, Event, EventList, Explanation, NodeList, NodeRow, ReleaseRequest, Status,
     UndrainRequest, WakeRequest,
 };
 use cid_protocol::doctor::{Checkup, Level};
@@ -14,7 +14,7 @@ use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, firewall, hours, node, print, tell, wake};
+use crate::{Command, firewall, hours, node, print, tell, top, wake};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -22,7 +22,16 @@ const AGAIN: Duration = Duration::from_secs(1);
 pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
     match command {
         Command::Documents(documents) => Ok(documents.write::<crate::Cli>("1")?),
-        Command::Nodes { nodeset, json, watch } => nodes(client, nodeset, json.json, watch).await,
+        Command::Nodes {
+            nodeset,
+            why,
+            json,
+            watch,
+        } => {
+            let table = if why { print::reasons } else { print::table };
+            nodes(client, nodeset, json.json, watch, table).await
+        }
+        Command::Top { nodeset, once, json } => top::run(client, nodeset, once, json.json).await,
         Command::Adopt {
             seen,
             group,
@@ -109,6 +118,8 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
 pub(crate) fn ask_node(address: &str, identity: &Path, command: Command) -> Result<()> {
     let Command::Nodes {
         nodeset: None,
+        // Its table says both for every machine.
+        why: _,
         json,
         watch: false,
     } = command
@@ -157,7 +168,13 @@ async fn trace(client: &Client, machine: &str, all: bool, json: bool) -> Result<
     Ok(())
 }
 
-async fn nodes(client: &Client, nodeset: Option<String>, json: bool, watch: bool) -> Result<()> {
+async fn nodes(
+    client: &Client,
+    nodeset: Option<String>,
+    json: bool,
+    watch: bool,
+    table: fn(&[NodeRow], u64) -> String,
+) -> Result<()> {
     let query: Vec<(&str, String)> = nodeset.into_iter().map(|nodeset| ("nodeset", nodeset)).collect();
     let mut last = String::new();
     loop {
@@ -165,14 +182,10 @@ async fn nodes(client: &Client, nodeset: Option<String>, json: bool, watch: bool
         let text = if json {
             format!("{}\n", serde_json::to_string_pretty(&list)?)
         } else {
-            print::table(&list.nodes, print::now())
+            table(&list.nodes, print::now())
         };
         // Ages change every second; a table is printed again when anything else did.
-        let comparable = if json {
-            text.clone()
-        } else {
-            print::table(&list.nodes, 0)
-        };
+        let comparable = if json { text.clone() } else { table(&list.nodes, 0) };
         if comparable != last {
             if !last.is_empty() && !json {
                 write("\n")?;

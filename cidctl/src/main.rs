@@ -10,6 +10,7 @@ mod hours;
 mod node;
 mod print;
 mod tell;
+mod top;
 mod wake;
 
 use std::path::PathBuf;
@@ -54,16 +55,36 @@ enum Command {
     /// List machines: who is up, seen, home.
     #[command(
         after_help = "Examples:\n  cidctl nodes 'lab-a[01-10]' --watch\n  cidctl --node 10.77.0.131 nodes\n\
-                      With --node that node answers, from its copy of the head's history and what it sees itself; SAID BY tells which."
+                      With --node that node answers, from its copy of the head's history and what it sees itself; SAID BY tells which.\n\
+                      States: seen (not adopted), known (adopted, not in the cluster), booting, joining, up, suspect (does not answer its\n\
+                      peers at the moment: nothing new for it, nothing taken away), draining, going-home, home, lost (silent, and did not\n\
+                      say that it goes), refused. docs/membership.md tells who decides each."
     )]
     Nodes {
         /// Only these.
         nodeset: Option<String>,
+        /// Print since when each is what it is, and why.
+        #[arg(long)]
+        why: bool,
         #[command(flatten)]
         json: Json,
         /// Print again whenever something changes, until interrupted.
         #[arg(long)]
         watch: bool,
+    },
+    /// Show how busy nodes are, the busiest first: painted again every two seconds on a terminal, printed once elsewhere.
+    #[command(after_help = "Example: cidctl top @lab-a\n\
+                      RUN: tasks that run or want to. PRESSURE: share of time in which some task waited for a CPU. FREE: memory that\n\
+                      programs can have. SPEED: one CPU against the reference machine. AGE: since this was measured; nodes tell steps\n\
+                      at once and repeat themselves every 30 s. Without AGE the head knows the load from the node's connection only.")]
+    Top {
+        /// Only these.
+        nodeset: Option<String>,
+        /// Print once, also on a terminal.
+        #[arg(long)]
+        once: bool,
+        #[command(flatten)]
+        json: Json,
     },
     /// Accept seen PCs into a group and name them, in order of their MACs.
     #[command(

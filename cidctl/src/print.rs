@@ -20,9 +20,9 @@ pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
     ];
     let mut rows = vec![header.map(str::to_owned).to_vec()];
     rows.extend(nodes.iter().map(|node| row(node, now).to_vec()));
-    // Only while somebody leaves or is kept from work: a room at work has nothing to explain.
-    if nodes.iter().any(is_leaving) {
-        let why = nodes.iter().map(|node| match is_leaving(node) {
+    // Only while somebody leaves, is missing or is kept from work: a room at work has nothing to explain.
+    if nodes.iter().any(is_explained) {
+        let why = nodes.iter().map(|node| match is_explained(node) {
             true => step(node, now),
             false => String::new(),
         });
@@ -32,8 +32,34 @@ pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
     columns(&rows)
 }
 
-fn is_leaving(node: &NodeRow) -> bool {
-    matches!(node.state, NodeState::Draining | NodeState::GoingHome)
+fn is_explained(node: &NodeRow) -> bool {
+    matches!(
+        node.state,
+        NodeState::Suspect
+            | NodeState::Draining
+            | NodeState::GoingHome
+            | NodeState::Lost
+            | NodeState::Refused
+    )
+}
+
+/// The table of `nodes --why`: since when each is what it is, and why.
+pub(crate) fn reasons(nodes: &[NodeRow], now: u64) -> String {
+    let mut rows = vec![["NAME", "STATE", "SINCE", "REASON"].map(str::to_owned)];
+    rows.extend(nodes.iter().map(|node| {
+        let since = match now {
+            // The comparison of `--watch` asks without a clock.
+            0 => node.since_unix.to_string(),
+            now => age(now.saturating_sub(node.since_unix)),
+        };
+        [
+            plain(&node.name),
+            state(node.state).to_owned(),
+            since,
+            step(node, now),
+        ]
+    }));
+    columns(&rows)
 }
 
 /// Why it leaves, and how long this step may still take.
@@ -103,7 +129,7 @@ pub(crate) fn state(state: NodeState) -> &'static str {
     }
 }
 
-fn memory(kib: u64) -> String {
+pub(crate) fn memory(kib: u64) -> String {
     if kib >= 10 * 1024 * 1024 {
         format!("{} GiB", kib / (1024 * 1024))
     } else {
@@ -308,6 +334,17 @@ mod tests {
             text.lines()
                 .next()
                 .is_some_and(|header| header.ends_with("SEEN  WHY"))
+        );
+        let text = reasons(
+            &[NodeRow {
+                since_unix: 43,
+                ..node.clone()
+            }],
+            103,
+        );
+        assert_eq!(
+            text,
+            "NAME         STATE  SINCE  REASON\nlab-a01?[2J  up     60s    joined\n"
         );
         let text = table(&[node], 103);
         let lines: Vec<&str> = text.lines().collect();

@@ -116,7 +116,10 @@ impl Roll {
             }
             let seen = missing(node);
             // A node that drains has come, too: its group closes soon, or it was told to take no work.
-            if matches!(node.state, NodeState::Up | NodeState::Draining) {
+            if matches!(
+                node.state,
+                NodeState::Up | NodeState::Suspect | NodeState::Draining
+            ) {
                 let after_secs = elapsed.as_secs();
                 *came = Some(after_secs);
                 lines.push(format!("{} is up after {after_secs} s", plain(&node.name)));

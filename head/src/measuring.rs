@@ -1,10 +1,12 @@
 //! Answers a node that measures its way to the head before its hello: echoes, and bursts of filler each way for the few whose
 //! turn it is. Bounds what a node can ask for. Must not judge what the node makes of it.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use cid_protocol::measure::{Answer, Filler, MAX_BULK, MAX_BURST, MAX_ECHOES, Probe, Segments};
+use cid_protocol::measure::{Answer, Filler, MAX_BULK, MAX_BURST, MAX_ECHOES, PEERS, Probe, Segments};
 use cid_protocol::node::{FromNode, ToNode};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -53,11 +55,18 @@ impl Transport for tokio::io::DuplexStream {
 
 /// Who may measure bandwidth.
 #[derive(Debug)]
-pub struct Turns(Arc<Semaphore>);
+pub struct Turns {
+    free: Arc<Semaphore>,
+    /// Who is named next as a peer to measure the way to: all in turn, so that nobody serves a whole room.
+    next_peer: AtomicUsize,
+}
 
 impl Default for Turns {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(TURNS)))
+        Self {
+            free: Arc::new(Semaphore::new(TURNS)),
+            next_peer: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -67,8 +76,18 @@ struct Turn {
 }
 
 impl Turns {
+    fn some_of(&self, addresses: &[Ipv4Addr]) -> Vec<Ipv4Addr> {
+        let count = addresses.len().min(PEERS);
+        let first = self.next_peer.fetch_add(count, Ordering::Relaxed);
+        let from_first = addresses
+            .iter()
+            .cycle()
+            .skip(first.checked_rem(addresses.len()).unwrap_or(0));
+        from_first.take(count).copied().collect()
+    }
+
     async fn take(&self) -> Option<Turn> {
-        let permit = timeout(TURN_WAIT, Arc::clone(&self.0).acquire_owned())
+        let permit = timeout(TURN_WAIT, Arc::clone(&self.free).acquire_owned())
             .await
             .ok()?
             .ok()?;
@@ -86,6 +105,7 @@ impl Turns {
 struct Session {
     echoes: u32,
     asked: bool,
+    asked_peers: bool,
     turn: Option<Turn>,
     given: u32,
     taken: u32,
@@ -98,12 +118,26 @@ struct Session {
 /// # Errors
 /// The connection's, and [`Ended::MeasuresTooMuch`] for a node that asks for more than it may; all of it together has
 /// [`HELLO_TIMEOUT`].
-pub async fn answer<S: Transport>(stream: &mut S, turns: &Turns) -> Result<FromNode, Ended> {
+///
+/// `peers` tells the addresses of nodes that are in.
+pub async fn answer<S: Transport>(
+    stream: &mut S,
+    turns: &Turns,
+    peers: impl Fn() -> Vec<Ipv4Addr> + Send + Sync,
+) -> Result<FromNode, Ended> {
     let deadline = Instant::now() + HELLO_TIMEOUT;
     let mut session = Session::default();
     loop {
         let message = timeout_at(deadline, read_message(stream)).await;
         match message.map_err(|_| Ended::Silent)?? {
+            FromNode::Measure(Probe::Peers) => {
+                if std::mem::replace(&mut session.asked_peers, true) {
+                    return Err(Ended::MeasuresTooMuch);
+                }
+                let addresses = turns.some_of(&peers());
+                let sent = timeout(WRITE_TIMEOUT, send(stream, Answer::Peers { addresses })).await;
+                sent.map_err(|_| Ended::Silent)??;
+            }
             FromNode::Measure(probe) => {
                 let sent = timeout(WRITE_TIMEOUT, session.handle(stream, turns, probe)).await;
                 sent.map_err(|_| Ended::Silent)??;
@@ -161,7 +195,14 @@ impl Session {
                 let bytes = std::mem::take(&mut self.burst);
                 send(stream, Answer::Took { bytes }).await
             }
-            Probe::Give { .. } | Probe::Filler(_) => Err(Ended::MeasuresTooMuch),
+            Probe::Counts => {
+                self.echoes += 1;
+                within(self.echoes, MAX_ECHOES)?;
+                let counts = stream.segments();
+                send(stream, Answer::Counts(counts)).await
+            }
+            // The second is answered before it comes here.
+            Probe::Give { .. } | Probe::Filler(_) | Probe::Peers => Err(Ended::MeasuresTooMuch),
             Probe::Done => {
                 self.turn = None;
                 Ok(())

@@ -216,7 +216,7 @@ async fn converse<S: Transport>(
 
 /// The message behind the node's measurements, most likely its hello, with what the head's own kernel counted.
 async fn first_message<S: Transport>(core: &Arc<Core>, stream: &mut S) -> Result<FromNode, Ended> {
-    let mut first = measuring::answer(stream, &core.turns).await?;
+    let mut first = measuring::answer(stream, &core.turns, || core.read(Registry::addresses_up)).await?;
     if let FromNode::Hello(hello) = &mut first
         && let Some(measured) = &mut hello.hardware.measured
     {

@@ -2,6 +2,7 @@
 //! nor let a stranger take more than a handshake's worth of time and memory.
 
 use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 
 use crate::frames;
+use crate::measure::peers::Asked;
 use crate::member::{Command, Place};
 
 /// Connections at a time; others wait in the kernel's queue.
@@ -89,6 +91,7 @@ async fn visit(
     commands: mpsc::Sender<Command>,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
+    let socket = stream.as_fd().try_clone_to_owned()?;
     let stream = timeout(HANDSHAKE_BOUND, acceptor.accept(stream)).await??;
     let peer = cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;
     if peer.is_none() {
@@ -96,9 +99,13 @@ async fn visit(
     }
     let (reader, mut stream) = tokio::io::split(stream);
     let mut reader = frames::Reader::with_limit(reader, MAX_QUESTION);
+    let mut measured = Asked::default();
     for _ in 0..MAX_QUESTIONS {
         match timeout(QUESTION_BOUND, reader.next()).await?? {
             Some(ToPeer::Nodes) => timeout(QUESTION_BOUND, answer_nodes(&mut stream, &commands)).await??,
+            Some(ToPeer::Measure(probe)) => {
+                timeout(QUESTION_BOUND, measured.answer(&mut stream, &socket, probe)).await??;
+            }
             None => return Ok(()),
         }
     }

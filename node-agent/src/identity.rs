@@ -59,6 +59,12 @@ impl Credentials {
         cid_trust::client_config(self.pin, Expect::Head, self.identity.as_ref()).context("TLS")
     }
 
+    /// For calling other nodes; `None` before it has a certificate.
+    pub(crate) fn peer_config(&self) -> Option<Arc<ClientConfig>> {
+        let identity = self.identity.as_ref()?;
+        cid_trust::client_config(self.pin, Expect::HeadOrNode, Some(identity)).ok()
+    }
+
     /// What this node's own door begins with; `None` before it has a certificate.
     pub(crate) fn server_config(&self) -> Option<Arc<cid_trust::rustls::ServerConfig>> {
         let identity = self.identity.as_ref()?;

@@ -14,6 +14,8 @@ pub const MAX_BURST: u32 = 1024 * 1024;
 pub const MAX_BULK: u32 = 2 * 1024 * 1024;
 /// Filler in one frame, in bytes.
 pub const FILLER: u32 = 8 * 1024;
+/// Filler that a node gives to another, in bytes, on one connection.
+pub const MAX_PEER_BULK: u32 = 512 * 1024;
 /// Peers that a node measures the way to.
 pub const PEERS: usize = 2;
 
@@ -37,6 +39,10 @@ pub enum Probe {
     Filler(Filler),
     /// The turn is over.
     Done,
+    /// Asks the head which nodes to measure the ways to. Answered by [`Answer::Peers`].
+    Peers,
+    /// Asks what the other kernel sent over this connection. Answered by [`Answer::Counts`].
+    Counts,
 }
 
 /// From the one who is measured.
@@ -60,6 +66,13 @@ pub enum Answer {
         /// Filler in it.
         bytes: u32,
     },
+    /// To [`Probe::Peers`].
+    Peers {
+        /// IPv4 addresses of nodes that are in, at most [`PEERS`].
+        addresses: Vec<std::net::Ipv4Addr>,
+    },
+    /// To [`Probe::Counts`].
+    Counts(Segments),
 }
 
 /// Bytes that mean nothing.

@@ -12,6 +12,8 @@ pub const MAX_ROWS: usize = 100;
 pub enum ToPeer {
     /// Who is there?
     Nodes,
+    /// What is the way to you worth? Asked by a node that is about to join; filler is only given, never taken.
+    Measure(crate::measure::Probe),
 }
 
 /// From the node.
@@ -20,6 +22,8 @@ pub enum ToPeer {
 pub enum FromPeer {
     /// A part of the answer to [`ToPeer::Nodes`].
     Nodes(PeerNodes),
+    /// Answer to [`ToPeer::Measure`].
+    Measure(crate::measure::Answer),
     /// No answer; the node closes.
     Refused {
         /// Plain words.

@@ -26,12 +26,48 @@ async fn hear(stream: &mut (impl AsyncRead + Unpin)) -> Answer {
     }
 }
 
+/// Three nodes are in.
+fn room() -> Vec<Ipv4Addr> {
+    (1..=3).map(|number| Ipv4Addr::new(10, 0, 0, number)).collect()
+}
+
+#[tokio::test]
+async fn peers_are_named_in_turn_and_once() {
+    let turns = Arc::new(Turns::default());
+    let mut named = Vec::new();
+    for _ in 0..3 {
+        let (mut node, _answering) = dial(&turns);
+        say(&mut node, Probe::Peers).await;
+        let Answer::Peers { addresses } = hear(&mut node).await else {
+            panic!("no peers")
+        };
+        assert!(addresses.len() == 2 && addresses[0] != addresses[1]);
+        named.extend(addresses);
+    }
+    named.sort();
+    assert_eq!(
+        named,
+        [room(), room()]
+            .concat()
+            .into_iter()
+            .collect::<std::collections::BTreeSet<_>>()
+            .into_iter()
+            .flat_map(|one| [one, one])
+            .collect::<Vec<_>>()
+    );
+    assert_eq!(turns.some_of(&[]), Vec::<Ipv4Addr>::new());
+    assert_eq!(turns.some_of(&room()[..1]), room()[..1]);
+}
+
 type Answering = JoinHandle<Result<FromNode, Ended>>;
 
 fn dial(turns: &Arc<Turns>) -> (tokio::io::DuplexStream, Answering) {
     let (near, mut far) = tokio::io::duplex(256 * 1024);
     let turns = Arc::clone(turns);
-    (near, tokio::spawn(async move { answer(&mut far, &turns).await }))
+    (
+        near,
+        tokio::spawn(async move { answer(&mut far, &turns, room).await }),
+    )
 }
 
 async fn burst_in(stream: &mut (impl AsyncRead + Unpin)) -> u32 {
@@ -117,6 +153,7 @@ async fn who_asks_for_more_than_it_may_is_cut_off() {
     };
     too_much((0..=MAX_ECHOES).map(|number| Probe::Echo { number }).collect()).await;
     too_much(vec![Probe::Ask, Probe::Ask]).await;
+    too_much(vec![Probe::Peers, Probe::Peers]).await;
     too_much(vec![Probe::Give { bytes: 1 }]).await;
     too_much(vec![Probe::Filler(Filler::of(1))]).await;
     too_much(vec![Probe::Ask, Probe::Give { bytes: MAX_BURST + 1 }]).await;
@@ -148,7 +185,7 @@ async fn the_kernel_counts_what_was_sent() {
     let mut node = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (mut stream, _) = listener.accept().await.unwrap();
     let answering = tokio::spawn(async move {
-        let ended = answer(&mut stream, &Turns::default()).await;
+        let ended = answer(&mut stream, &Turns::default(), room).await;
         (ended, stream.segments())
     });
     for number in 0..10 {

@@ -1,5 +1,7 @@
 //! What follows when a node that asks to join is unfit for its group. The verdict itself is [`crate::judge`]'s.
 
+use std::net::Ipv4Addr;
+
 use cid_protocol::api::{Judged, NodeState};
 use cid_protocol::measure::Measured;
 use cid_protocol::node::Hardware;
@@ -75,6 +77,12 @@ impl Registry {
             (Some((_, group)), Some(hardware)) => judge::table(&group.requires, hardware),
             _ => Vec::new(),
         }
+    }
+
+    /// Addresses of the nodes that are in.
+    pub fn addresses_up(&self) -> Vec<Ipv4Addr> {
+        let up = self.machines.values().filter(|machine| machine.is_in());
+        up.filter_map(|machine| machine.record.address).collect()
     }
 
     /// Refusals by reason since start.

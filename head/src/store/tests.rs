@@ -9,6 +9,8 @@ use super::*;
 use crate::hours::{Exception, Kind};
 use crate::registry::Opened;
 
+mod copies;
+
 fn lease(number: u32) -> Lease {
     let [_, b, c, d] = number.to_be_bytes();
     Lease {

@@ -32,7 +32,7 @@ fn a_wire_that_loses_is_told_and_mended_it_lets_the_node_in() -> Result<()> {
         options.with_key("requires = { loss = \"2 %\" }")
     })?;
     let lossy = &rig.agents()[1];
-    lose(lossy, 8)?;
+    lose(lossy, 10)?;
     rig.power_on(10)?;
     head_says(&rig, "two are up and one is refused", LIMIT, |nodes| {
         let up = nodes.iter().filter(|node| node.state == NodeState::Up).count();
@@ -54,6 +54,37 @@ fn a_wire_that_loses_is_told_and_mended_it_lets_the_node_in() -> Result<()> {
     })?;
     run(&mut lossy.command("nft", &["flush ruleset"]))?;
     head_says(&rig, "all are up", LIMIT, |nodes| super::all_up(nodes, 3))?;
+    rig.succeeded();
+    Ok(())
+}
+
+#[test]
+fn the_third_measures_the_ways_to_the_two_that_are_in() -> Result<()> {
+    let rig = Rig::start("peers", 3)?;
+    let [first, second, third] = rig.agents() else {
+        anyhow::bail!("three agents")
+    };
+    first.power_on()?;
+    second.power_on()?;
+    head_says(&rig, "two are up", LIMIT, |nodes| super::all_up(nodes, 2))?;
+    third.power_on()?;
+    head_says(&rig, "all are up", LIMIT, |nodes| super::all_up(nodes, 3))?;
+    let hardware = row(&rig.head.control().nodes()?, third).and_then(|node| node.hardware);
+    let measured = hardware
+        .and_then(|hardware| hardware.measured)
+        .context("nothing measured")?;
+    println!("with two peers in {} ms: {:?}", measured.took_ms, measured.peers);
+    let mut addresses: Vec<_> = measured.peers.iter().map(|peer| peer.address.clone()).collect();
+    addresses.sort();
+    let mut wanted = vec![first.address()?, second.address()?];
+    wanted.sort();
+    assert_eq!(addresses, wanted);
+    for peer in &measured.peers {
+        let path = &peer.path;
+        ensure!(path.echoes >= 3 && path.round_trip_us.is_some(), "{peer:?}");
+        ensure!(path.to_node_kbit.is_some(), "{peer:?}");
+        ensure!(path.sent.all > 3 && path.received.all > 3, "{peer:?}");
+    }
     rig.succeeded();
     Ok(())
 }

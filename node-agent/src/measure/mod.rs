@@ -3,20 +3,26 @@
 
 pub(crate) mod cpu;
 pub(crate) mod path;
+pub(crate) mod peers;
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
-use cid_protocol::measure::{Measured, Path, Segments};
+use cid_protocol::measure::{Answer, Measured, Path, Probe, Segments};
 use cid_protocol::node::{FromNode, ToNode};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::frames;
-use path::Prober;
+use path::{Prober, To};
+use peers::Caller;
 
 /// How long a hello waits for the CPU's figure, which is begun long before.
 const CPU_WAIT: Duration = Duration::from_millis(300);
+
+/// How long the head may take to name peers.
+const PEERS_WAIT: Duration = Duration::from_millis(250);
 
 /// What was measured last, and what is being measured.
 #[derive(Debug)]
@@ -69,6 +75,7 @@ pub(crate) async fn run<R, W>(
     reader: &mut frames::Reader<R>,
     writer: &mut W,
     cpu: JoinHandle<f32>,
+    caller: Option<&Caller>,
 ) -> std::io::Result<Measured>
 where
     R: AsyncRead + Unpin,
@@ -76,11 +83,15 @@ where
 {
     let began = Instant::now();
     let head = way(reader, writer).await?;
+    let mut peers = Vec::new();
+    if let Some(caller) = caller {
+        peers = peers::ways(caller, &named(reader, writer).await?).await;
+    }
     let cpu_speed = timeout(CPU_WAIT, cpu).await.ok().and_then(Result::ok);
     Ok(Measured {
         cpu_speed,
         head,
-        peers: Vec::new(),
+        peers,
         took_ms: u32::try_from(began.elapsed().as_millis()).unwrap_or(u32::MAX),
     })
 }
@@ -94,6 +105,25 @@ pub(crate) fn segments(socket: &impl std::os::fd::AsFd) -> Segments {
     }
 }
 
+/// Peers that the head names; none when it does not answer in time.
+async fn named<R, W>(reader: &mut frames::Reader<R>, writer: &mut W) -> std::io::Result<Vec<Ipv4Addr>>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    frames::write(writer, &FromNode::Measure(Probe::Peers)).await?;
+    let deadline = Instant::now() + PEERS_WAIT;
+    loop {
+        match timeout_at(deadline, reader.next()).await {
+            Ok(Ok(Some(ToNode::Measure(Answer::Peers { addresses })))) => return Ok(addresses),
+            Ok(Ok(Some(_))) => {}
+            Ok(Ok(None)) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(Err(error)) => return Err(error),
+            Err(_) => return Ok(Vec::new()),
+        }
+    }
+}
+
 /// Echoes and bursts until the prober has enough.
 async fn way<R, W>(reader: &mut frames::Reader<R>, writer: &mut W) -> std::io::Result<Path>
 where
@@ -101,7 +131,7 @@ where
     W: AsyncWrite + Unpin,
 {
     let began = Instant::now();
-    let mut prober = Prober::new(Duration::ZERO);
+    let mut prober = Prober::new(Duration::ZERO, To::Head);
     loop {
         while let Some(probe) = prober.poll_output() {
             frames::write(writer, &FromNode::Measure(probe)).await?;

@@ -33,6 +33,25 @@ const GROWTH: u32 = 4;
 /// Bursts this short of the round-trip time say nothing of the bandwidth.
 const FAR: Duration = Duration::from_millis(20);
 
+/// Who answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum To {
+    /// The head: filler goes both ways.
+    Head,
+    /// Another node, which has its own work to do: it gives a little filler and takes none.
+    Peer,
+}
+
+impl To {
+    /// Longest burst in bytes. All bursts to a peer are within [`cid_protocol::measure::MAX_PEER_BULK`].
+    fn longest(self) -> u32 {
+        match self {
+            Self::Head => MAX_BURST,
+            Self::Peer => MAX_BURST / 4,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Direction {
     ToNode,
@@ -69,6 +88,7 @@ pub(crate) struct Prober {
     skipped: &'static str,
     /// The line loses segments, it seems.
     lossy: bool,
+    to: To,
     /// In this direction so far.
     moved: u32,
     outputs: VecDeque<Probe>,
@@ -78,7 +98,7 @@ pub(crate) struct Prober {
 
 impl Prober {
     /// Begins with the first echo.
-    pub(crate) fn new(now: Duration) -> Self {
+    pub(crate) fn new(now: Duration, to: To) -> Self {
         let mut prober = Self {
             began: now,
             state: State::Over,
@@ -87,6 +107,7 @@ impl Prober {
             from_node: None,
             skipped: "",
             lossy: false,
+            to,
             moved: 0,
             outputs: VecDeque::new(),
             filler: 0,
@@ -252,13 +273,13 @@ impl Prober {
         // The next one takes about so much longer.
         let fits = now + whole * GROWTH <= until;
         match direction {
-            _ if !late && whole < LONG && longer <= MAX_BURST && fits => {
+            _ if !late && whole < LONG && longer <= self.to.longest() && fits => {
                 self.burst(now, direction, longer, until);
             }
             _ if !late && self.lossy && self.moved < LOSSY_BYTES => {
                 self.burst(now, direction, FIRST_BURST * GROWTH, until);
             }
-            Direction::ToNode if !late => self.direct(now, Direction::FromNode),
+            Direction::ToNode if !late && self.to == To::Head => self.direct(now, Direction::FromNode),
             // A node that waited in vain sends nothing behind what is still on its way.
             Direction::ToNode | Direction::FromNode => self.done(),
         }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use cid_protocol::measure::{Answer, FILLER, Filler, MAX_BULK, Path, Probe};
+use cid_protocol::measure::{Answer, FILLER, Filler, MAX_BULK, MAX_PEER_BULK, Path, Probe};
 
-use super::path::Prober;
+use super::path::{Prober, To};
 
 /// A way between the prober and one who answers.
 struct Way {
@@ -18,6 +18,7 @@ struct Way {
     /// This echo, and what comes behind so many bursts, is lost and sent again after 200 ms.
     repeated_echo: u32,
     repeated_bursts: u32,
+    to: To,
 }
 
 const MS: Duration = Duration::from_millis(1);
@@ -31,6 +32,7 @@ impl Default for Way {
             silent_from: u32::MAX,
             repeated_echo: u32::MAX,
             repeated_bursts: 0,
+            to: To::Head,
         }
     }
 }
@@ -43,7 +45,7 @@ impl Way {
     /// Runs it to its end: what it found, how long it took, and the filler it moved.
     fn walk(&self) -> (Path, Duration, u32) {
         let (mut now, mut bulk, mut taken, mut bursts) = (Duration::ZERO, 0, 0, 0);
-        let mut prober = Prober::new(now);
+        let mut prober = Prober::new(now, self.to);
         // On its way; a deadline does not stop it.
         let mut answer: Option<(Duration, Answer)> = None;
         while let Some(deadline) = prober.next_deadline() {
@@ -95,7 +97,7 @@ impl Way {
                             )
                         })
                     }
-                    Probe::Done => None,
+                    Probe::Done | Probe::Peers | Probe::Counts => None,
                 };
             }
             match answer {
@@ -201,5 +203,19 @@ fn a_line_that_loses_gets_the_time_and_the_bytes_to_show_it() {
         assert!(bulk >= 80 * 1024, "{path:?}: {bulk}");
         assert!(took <= 1_100 * MS, "{path:?}: {took:?}");
         assert_eq!(path.skipped, "");
+    }
+}
+
+#[test]
+fn a_peer_gives_little_and_takes_nothing() {
+    for repeated_bursts in [0, 2] {
+        let way = Way {
+            repeated_bursts,
+            to: To::Peer,
+            ..Way::default()
+        };
+        let (path, _, bulk) = way.walk();
+        assert!(bulk <= MAX_PEER_BULK, "{bulk}");
+        assert!(path.to_node_kbit.is_some() && path.from_node_kbit.is_none());
     }
 }

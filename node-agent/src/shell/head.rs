@@ -14,7 +14,11 @@ use tokio_rustls::TlsConnector;
 
 use super::{Connection, Event, Shell, WRITE_BOUND, Writer};
 use crate::identity::Credentials;
+use crate::measure::peers::Caller;
 use crate::{frames, hardware, links, measure};
+
+/// For a connection over which this node measures before its hello: the CPU's figure, and how peers are called.
+type Measuring = (JoinHandle<f32>, Option<Caller>);
 
 const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -35,6 +39,13 @@ impl Shell {
             Some(credentials) if !credentials.is_certified() => None,
             _ => self.measurements.for_connection(),
         };
+        let peers = self.credentials.as_ref().and_then(Credentials::peer_config);
+        let caller = peers.map(|config| Caller {
+            link: name.clone(),
+            from,
+            config,
+        });
+        let measuring = measuring.map(|cpu| (cpu, caller));
         let task = tokio::spawn(async move {
             let talk = async {
                 let tls = TlsConnector::from(config.map_err(std::io::Error::other)?);
@@ -124,7 +135,7 @@ async fn converse(
     link: &str,
     from: Ipv4Addr,
     head: SocketAddrV4,
-    (tls, measuring): (TlsConnector, Option<JoinHandle<f32>>),
+    (tls, measuring): (TlsConnector, Option<Measuring>),
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let socket = TcpSocket::new_v4()?;
@@ -144,14 +155,14 @@ async fn exchange(
     number: u64,
     stream: impl AsyncRead + AsyncWrite + Send + 'static,
     socket: OwnedFd,
-    measuring: Option<JoinHandle<f32>>,
+    measuring: Option<Measuring>,
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
     let mut reader = frames::Reader::new(reader);
     let mut measured = None;
-    if let Some(cpu) = measuring {
-        let mut found = measure::run(&mut reader, &mut writer, cpu).await?;
+    if let Some((cpu, caller)) = measuring {
+        let mut found = measure::run(&mut reader, &mut writer, cpu, caller.as_ref()).await?;
         found.head.sent = measure::segments(&socket);
         measured = Some(found);
     }
