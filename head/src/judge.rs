@@ -150,13 +150,13 @@ impl fmt::Display for Reason {
 /// The first thing that falls short, in the order of `head.toml`.
 pub fn judge(requirements: &Requirements, hardware: &Hardware) -> Result<(), Reason> {
     let rows = rows(requirements, hardware);
-    // One bad way to a peer may be that peer's fault; all of them are not.
+    // One bad way to a peer may be that peer's fault, or its lie; two are not.
     let peers_bad = |figure: Figure| {
-        let mut ways = rows
+        let ways = rows
             .iter()
-            .filter(|row| row.way == Way::Peer && row.figure == figure && row.known())
-            .peekable();
-        ways.peek().is_some() && ways.all(|row| row.short)
+            .filter(|row| row.way == Way::Peer && row.figure == figure && row.known());
+        let (bad, good): (Vec<&Row>, Vec<&Row>) = ways.partition(|row| row.short);
+        bad.len() >= 2 && good.is_empty()
     };
     let short = rows
         .iter()

@@ -60,6 +60,8 @@ const PURE: &[&str] = &[
     "initramfs/src",
     "trust/src",
     "bootserver/src/policy.rs",
+    "head/src/judge.rs",
+    "node-agent/src/measure/path.rs",
     "bootserver/src/dhcp",
     "head/src/registry.rs",
     "head/src/registry",

@@ -142,7 +142,7 @@ fn what_was_not_measured_is_not_held_against_a_node() {
 }
 
 #[test]
-fn one_bad_way_to_a_peer_is_not_the_nodes_fault_and_all_of_them_are() {
+fn one_bad_way_to_a_peer_is_not_the_nodes_fault_and_two_are() {
     let peer = |round_trip_us| PeerPath {
         address: "10.77.0.131".into(),
         path: way(round_trip_us, 900_000, 0),
@@ -151,6 +151,10 @@ fn one_bad_way_to_a_peer_is_not_the_nodes_fault_and_all_of_them_are() {
         |_, measured| measured.peers = vec![peer(90_000), peer(400)],
         Ok(()),
     );
+    // Shown as short, and not held against it.
+    let mut alone = fit();
+    alone.measured.as_mut().unwrap().peers = vec![peer(90_000)];
+    assert_eq!(judge(&strict(), &alone), Ok(()));
     check(
         |_, measured| measured.peers = vec![peer(90_000), peer(80_000)],
         Err(
