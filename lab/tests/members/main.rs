@@ -1,4 +1,4 @@
-//! Members: real agents and a real head in network namespaces. `ci/test` runs `covering` and `judging`; the rest are slices of `ci/night`, named after the
+//! Members: real agents and a real head in network namespaces. `ci/test` runs `covering`, `judging` and `secrets`; the rest are slices of `ci/night`, named after the
 //! modules. Figures are printed: `--nocapture`.
 
 mod covering;
@@ -6,6 +6,7 @@ mod faults;
 mod hostile;
 mod judging;
 mod restart;
+mod secrets;
 mod times;
 mod traffic;
 

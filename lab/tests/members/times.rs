@@ -25,7 +25,7 @@ fn room(name: &str, count: usize, multicast: Multicast) -> Result<Rig> {
 }
 
 /// Asks those agents again and again until each of them says it; who said it is not asked again. Returns how long it took.
-fn all_say(
+pub(crate) fn all_say(
     asker: &Asker,
     agents: &[usize],
     what: &str,
