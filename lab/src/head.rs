@@ -381,7 +381,7 @@ impl Control {
         Ok(self.nodes()?.into_iter().find(|node| node.mac == mac))
     }
 
-    /// What it has refused so far, by reason (`cid_drops_total` of `/metrics`).
+    /// What it has refused so far, by reason (`cid_drops_total` and `cid_member_drops_total` of `/metrics`).
     ///
     /// # Errors
     /// When the head is down.
@@ -391,10 +391,10 @@ impl Control {
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
         let counts = text.lines().filter_map(|line| {
-            let (reason, count) = line
-                .strip_prefix("cid_drops_total{reason=\"")?
-                .split_once("\"} ")?;
-            Some((reason.to_owned(), count.parse().ok()?))
+            let (family, rest) = line.split_once("_total{reason=\"")?;
+            let (reason, count) = rest.split_once("\"} ")?;
+            let refused = ["cid_drops", "cid_member_drops"].contains(&family);
+            refused.then_some((format!("{family} {reason}"), count.parse().ok()?))
         });
         Ok(counts.collect())
     }
