@@ -42,7 +42,12 @@ pub struct Drops(Mutex<BTreeMap<&'static str, u64>>);
 impl Drops {
     /// Counts one.
     pub fn count(&self, reason: &'static str) {
-        *lock(&self.0).entry(reason).or_default() += 1;
+        self.add(reason, 1);
+    }
+
+    /// Counts so many at once.
+    pub fn add(&self, reason: &'static str, count: u64) {
+        *lock(&self.0).entry(reason).or_default() += count;
     }
 
     /// All of them.

@@ -5,10 +5,10 @@
 
 pub mod door;
 pub mod keys;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddrV4;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -23,6 +23,7 @@ use tokio::sync::Notify;
 use crate::registry::Now;
 use crate::store::{Cluster, Contents, Write};
 use keys::Keys;
+use traffic::Traffic;
 
 /// Most members.
 pub const CAPACITY: usize = 8_192;
@@ -30,38 +31,6 @@ pub const CAPACITY: usize = 8_192;
 const LONGEST_HISTORY: usize = 200_000;
 /// Only nodes go home.
 const NEVER: Duration = Duration::from_secs(u32::MAX as u64);
-
-/// What went through the door, sealed datagrams only.
-#[derive(Debug, Default)]
-pub struct Traffic {
-    datagrams_in: AtomicU64,
-    bytes_in: AtomicU64,
-    datagrams_out: AtomicU64,
-    bytes_out: AtomicU64,
-}
-
-impl Traffic {
-    fn count_in(&self, bytes: usize) {
-        self.datagrams_in.fetch_add(1, Ordering::Relaxed);
-        self.bytes_in.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    fn count_out(&self, bytes: usize) {
-        self.datagrams_out.fetch_add(1, Ordering::Relaxed);
-        self.bytes_out.fetch_add(bytes as u64, Ordering::Relaxed);
-    }
-
-    /// Name and count, bytes without IP and UDP.
-    pub fn all(&self) -> [(&'static str, u64); 4] {
-        [
-            ("datagrams-in", &self.datagrams_in),
-            ("bytes-in", &self.bytes_in),
-            ("datagrams-out", &self.datagrams_out),
-            ("bytes-out", &self.bytes_out),
-        ]
-        .map(|(name, count)| (name, count.load(Ordering::Relaxed)))
-    }
-}
 
 /// How far a decided change has come on its way to the disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

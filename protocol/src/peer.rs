@@ -1,6 +1,8 @@
 //! What a node tells an administrator who asks it on [`crate::NODE_PORT`] (TCP, mutual TLS, frames as in [`crate::node`]): who is
 //! there, as far as this node knows. Read-only; it works while the head is down.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Rows in one [`FromPeer::Nodes`]; more come in further frames.
@@ -58,6 +60,12 @@ pub struct Teller {
     pub history_epoch: u32,
     /// How many changes of it.
     pub history_length: u32,
+    /// Datagrams that came to its port.
+    #[serde(default)]
+    pub received: u64,
+    /// Those of them that it did not take, by reason; beacons are `seal-magic`.
+    #[serde(default)]
+    pub drops: BTreeMap<String, u64>,
 }
 
 /// One machine.

@@ -96,7 +96,7 @@ fn members(api: &Api, text: &mut String) {
         let counts = members.count_by_liveness();
         let refusals: Vec<_> = members.membership().refusals().iter().collect();
         let keys = (members.keys().current().epoch, members.keys().rotations());
-        let traffic = members.traffic().all();
+        let traffic = (members.traffic().all(), members.traffic().door());
         (
             counts,
             refusals,
@@ -106,7 +106,7 @@ fn members(api: &Api, text: &mut String) {
             members.history(),
         )
     });
-    let Some((counts, refusals, unopened, (epoch, rotations), traffic, history)) = found else {
+    let Some((counts, refusals, unopened, (epoch, rotations), (traffic, door), history)) = found else {
         return;
     };
     let owned = |(word, count): (&'static str, u64)| (word.to_owned(), count);
@@ -115,6 +115,9 @@ fn members(api: &Api, text: &mut String) {
     let help = "Datagrams of the membership that were not taken, by reason.";
     let drops = unopened.into_iter().chain(refusals).map(owned);
     family(text, "cid_member_drops_total", "counter", help, "reason", drops);
+    let help = "What became of each datagram at the membership's port; those received and not named here are in the drops.";
+    let door = door.into_iter().map(owned);
+    family(text, "cid_member_door_total", "counter", help, "what", door);
     let help = "Sealed datagrams and their bytes, without IP and UDP.";
     family(
         text,

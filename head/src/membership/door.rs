@@ -1,24 +1,32 @@
 //! UDP 3101: beacons of nodes that nobody trusts yet, and members' sealed datagrams, told apart by their first bytes. Everything is
 //! read in batches and opened before it is queued, so a flood of forgeries fills no queue of ours. Must not answer a beacon.
 
+use std::collections::BTreeMap;
+use std::io::IoSliceMut;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use cid_bootserver::keep::SocketKeeper;
 use cid_discovery::member::{Event, Output, To};
 use cid_discovery::seal::{MAX_DATAGRAM, Opener, Sealer};
 use cid_discovery::{Boot, Listener, MAX_BEACON, NodeState};
 use cid_protocol::{BEACON_GROUP, NODE_PORT};
+use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
+use tokio::io::Interest;
 use tokio::net::UdpSocket;
 use tokio::sync::mpsc;
 
-use super::{CAPACITY, Traffic, lock};
+use super::traffic::{Tally, Traffic};
+use super::{CAPACITY, lock};
 use crate::config::Subnet;
 use crate::core::Core;
 use crate::interface::Interface;
 
-/// Datagrams read from one socket before others have their turn.
+/// Datagrams read from one socket, in one system call, before others have their turn.
 const BATCH: usize = 64;
 /// Opened datagrams that wait for the membership.
 const QUEUE: usize = 4_096;
@@ -106,6 +114,12 @@ pub async fn serve(core: Arc<Core>, wires: Vec<Wire>) -> anyhow::Error {
     let Some(envelopes) = envelopes else {
         return anyhow::anyhow!("the membership was not begun");
     };
+    for socket in wires.iter().flat_map(|wire| [&wire.own, &wire.group]) {
+        match inode(socket) {
+            Ok(inode) => envelopes.traffic.watch(inode),
+            Err(error) => tracing::warn!(%error, "datagrams that find a full queue are not counted"),
+        }
+    }
     let mut readers = tokio::task::JoinSet::new();
     for at in 0..wires.len() {
         let (core, wires, envelopes) = (Arc::clone(&core), Arc::clone(&wires), envelopes.clone());
@@ -119,6 +133,11 @@ pub async fn serve(core: Arc<Core>, wires: Vec<Wire>) -> anyhow::Error {
     take_part(&core, &wires, heard).await
 }
 
+fn inode(socket: &UdpSocket) -> std::io::Result<u64> {
+    let file: OwnedFd = socket.as_fd().try_clone_to_owned()?;
+    Ok(std::fs::File::from(file).metadata()?.ino())
+}
+
 /// What a reader opens with.
 #[derive(Clone)]
 struct Envelopes {
@@ -129,8 +148,7 @@ struct Envelopes {
 
 async fn read(core: &Arc<Core>, wire: &Wire, envelopes: &Envelopes) {
     let mut listener = Listener::new(CAPACITY);
-    // One byte more than allowed, so that too long is seen as too long.
-    let mut buffer = [0; MAX_DATAGRAM + 1];
+    let mut batch = Batch::new();
     loop {
         let ready = tokio::select! {
             ready = wire.own.readable() => ready,
@@ -140,21 +158,8 @@ async fn read(core: &Arc<Core>, wire: &Wire, envelopes: &Envelopes) {
             tracing::debug!(%error, "no datagram");
         }
         for socket in [&wire.own, &wire.group] {
-            for _ in 0..BATCH {
-                let (length, source) = match socket.try_recv_from(&mut buffer) {
-                    Ok(received) => received,
-                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => break,
-                    // A peer's port was closed; the next datagram is another's.
-                    Err(_) => continue,
-                };
-                let SocketAddr::V4(source) = source else { continue };
-                let bytes = buffer.get(..length).unwrap_or_default();
-                if bytes.starts_with(b"CIDm") {
-                    take_sealed(core, wire, source, bytes, envelopes);
-                } else {
-                    let bytes = bytes.get(..MAX_BEACON + 1).unwrap_or(bytes);
-                    take_beacon(core, &mut listener, *source.ip(), bytes);
-                }
+            if batch.receive(socket) {
+                take(core, wire, &mut listener, &batch, envelopes);
             }
         }
         // Under a flood there is always more, and others must have their turn.
@@ -162,30 +167,114 @@ async fn read(core: &Arc<Core>, wire: &Wire, envelopes: &Envelopes) {
     }
 }
 
-fn take_sealed(core: &Core, wire: &Wire, source: SocketAddrV4, bytes: &[u8], envelopes: &Envelopes) {
-    envelopes.traffic.count_in(bytes.len());
-    let now = core.now().monotonic;
-    let opened = lock(&envelopes.opener).open(now, source, wire.address(), bytes);
-    if let Ok((boot, body)) = opened
-        && envelopes.queue.try_send(Heard { boot, source, body }).is_err()
-    {
-        core.drops.count("member-queue-full");
+/// The datagrams of one read: one system call, and one lock of the envelopes, for all of them.
+struct Batch {
+    /// One byte more than allowed, so that too long is seen as too long.
+    buffers: Vec<[u8; MAX_DATAGRAM + 1]>,
+    /// Length and source of those that hold something.
+    received: Vec<(usize, Option<SocketAddrV4>)>,
+}
+
+impl Batch {
+    fn new() -> Self {
+        Self {
+            buffers: vec![[0; MAX_DATAGRAM + 1]; BATCH],
+            received: Vec::with_capacity(BATCH),
+        }
+    }
+
+    /// Reads what waits, at most [`BATCH`]; whether that was anything.
+    fn receive(&mut self, socket: &UdpSocket) -> bool {
+        let Self { buffers, received } = self;
+        received.clear();
+        // An error is a peer's port that was closed, and is gone once it was told; what waits behind it is for the next read.
+        let _ = socket.try_io(Interest::READABLE, || {
+            let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
+            let mut slices: Vec<_> = buffers
+                .iter_mut()
+                .map(|buffer| [IoSliceMut::new(buffer)])
+                .collect();
+            let found = recvmmsg(
+                socket.as_raw_fd(),
+                &mut headers,
+                slices.iter_mut(),
+                MsgFlags::MSG_DONTWAIT,
+                None,
+            )?;
+            received.extend(found.map(|one| (one.bytes, one.address.map(SocketAddrV4::from))));
+            Ok(())
+        });
+        !received.is_empty()
+    }
+
+    fn datagrams(&self) -> impl Iterator<Item = (&[u8], Option<SocketAddrV4>)> {
+        let pairs = self.buffers.iter().zip(&self.received);
+        pairs.map(|(buffer, (length, source))| (buffer.get(..*length).unwrap_or_default(), *source))
     }
 }
 
-fn take_beacon(core: &Core, listener: &mut Listener, source: Ipv4Addr, bytes: &[u8]) {
+/// Every datagram ends in one counter: opened, a beacon, a beacon again, or dropped for a reason.
+fn take(core: &Core, wire: &Wire, listener: &mut Listener, batch: &Batch, envelopes: &Envelopes) {
     let now = core.now().monotonic;
-    while listener.handle_deadline(now).is_some() {}
-    match listener.handle_datagram(now, source, bytes) {
-        Ok((id, _)) => {
-            let heard = listener.node(id).map(|heard| &heard.beacon);
-            if let Some(beacon) = heard.filter(|beacon| beacon.state == NodeState::Up) {
-                core.tell(|registry, now| registry.handle_beacon(now, source, &beacon.name));
+    let mut tally = Tally::default();
+    let (mut opened, mut beacons) = (Vec::new(), Vec::new());
+    let mut opener = lock(&envelopes.opener);
+    for (bytes, source) in batch.datagrams() {
+        tally.received += 1;
+        let Some(source) = source else {
+            core.drops.count("member-no-source");
+            continue;
+        };
+        if bytes.starts_with(b"CIDm") {
+            tally.sealed.0 += 1;
+            tally.sealed.1 += bytes.len() as u64;
+            // Why not is counted there.
+            if let Ok((boot, body)) = opener.open(now, source, wire.address(), bytes) {
+                opened.push(Heard { boot, source, body });
             }
+        } else {
+            beacons.push((*source.ip(), bytes.get(..MAX_BEACON + 1).unwrap_or(bytes)));
         }
-        // Every beacon comes twice, by group and by unicast.
-        Err(cid_discovery::Reject::Stale) => {}
-        Err(reason) => core.drops.count(reason.name()),
+    }
+    drop(opener);
+    for heard in opened {
+        match envelopes.queue.try_send(heard) {
+            Ok(()) => tally.opened += 1,
+            Err(_) => core.drops.count("member-queue-full"),
+        }
+    }
+    take_beacons(core, now, listener, &beacons, &mut tally);
+    envelopes.traffic.count_in(&tally);
+}
+
+fn take_beacons(
+    core: &Core,
+    now: Duration,
+    listener: &mut Listener,
+    beacons: &[(Ipv4Addr, &[u8])],
+    tally: &mut Tally,
+) {
+    if beacons.is_empty() {
+        return;
+    }
+    let mut drops: BTreeMap<&'static str, u64> = BTreeMap::new();
+    while listener.handle_deadline(now).is_some() {}
+    for (source, bytes) in beacons {
+        match listener.handle_datagram(now, *source, bytes) {
+            Ok((id, _)) => {
+                tally.beacons += 1;
+                let heard = listener.node(id).map(|heard| &heard.beacon);
+                if let Some(beacon) = heard.filter(|beacon| beacon.state == NodeState::Up) {
+                    core.tell(|registry, now| registry.handle_beacon(now, *source, &beacon.name));
+                }
+            }
+            // Every beacon comes twice, by group and by unicast.
+            Err(cid_discovery::Reject::Stale) => tally.beacons_again += 1,
+            Err(reason) => *drops.entry(reason.name()).or_default() += 1,
+        }
+    }
+    for (reason, count) in drops {
+        core.drops.add(reason, count);
     }
 }
 

@@ -159,6 +159,7 @@ struct Member {
     group: UdpSocket,
     kept_at: Duration,
     head_told: Duration,
+    received: u64,
 }
 
 impl Member {
@@ -194,6 +195,7 @@ impl Member {
             group,
             kept_at: now,
             head_told: now,
+            received: 0,
         })
     }
 
@@ -245,6 +247,7 @@ impl Member {
                 }) else {
                     continue;
                 };
+                self.received += 1;
                 let datagram = buffer.get(..length).unwrap_or_default();
                 // Beacons of nodes that are no members yet come here too; they fail at the magic, and are counted there.
                 if let Ok((boot, body)) = self.opener.open(now, source, self.me, datagram) {
@@ -332,6 +335,8 @@ impl Member {
             Records::Head(chronicle) => chronicle.digest(),
         };
         let silence = now.saturating_sub(self.core.head_heard());
+        let drops = self.opener.drops().chain(self.core.refusals().iter());
+        let drops = drops.filter(|(_, count)| *count > 0);
         let teller = Teller {
             name: self.seat.name.clone(),
             address: self.place.address.to_string(),
@@ -339,6 +344,8 @@ impl Member {
             head_heard_ms: u64::try_from(silence.as_millis()).unwrap_or(u64::MAX),
             history_epoch: digest.epoch,
             history_length: digest.length,
+            received: self.received,
+            drops: drops.map(|(reason, count)| (reason.to_owned(), count)).collect(),
         };
         let address = self.place.address.to_string();
         let mut rows = view::rows(&self.core, self.boot, address, now, unix_ms);
