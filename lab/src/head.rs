@@ -381,21 +381,18 @@ impl Control {
         Ok(self.nodes()?.into_iter().find(|node| node.mac == mac))
     }
 
-    /// What it has refused so far, by reason (`cid_drops_total` and `cid_member_drops_total` of `/metrics`).
+    /// Everything that `/metrics` counts, by its name there, labels included: `cid_drops_total{reason="beacon-magic"}`.
     ///
     /// # Errors
     /// When the head is down.
-    pub fn drops(&self) -> Result<BTreeMap<String, u64>> {
+    pub fn metrics(&self) -> Result<BTreeMap<String, u64>> {
         let mut stream = UnixStream::connect(&self.socket).context("calling the head")?;
         stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: head\r\nConnection: close\r\n\r\n")?;
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
-        let counts = text.lines().filter_map(|line| {
-            let (family, rest) = line.split_once("_total{reason=\"")?;
-            let (reason, count) = rest.split_once("\"} ")?;
-            let refused = ["cid_drops", "cid_member_drops"].contains(&family);
-            refused.then_some((format!("{family} {reason}"), count.parse().ok()?))
-        });
+        let samples = text.lines().filter(|line| !line.starts_with('#'));
+        let samples = samples.filter_map(|line| line.rsplit_once(' '));
+        let counts = samples.filter_map(|(name, count)| Some((name.to_owned(), count.parse().ok()?)));
         Ok(counts.collect())
     }
 

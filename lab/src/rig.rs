@@ -19,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::{Agent, Phase};
 pub use ask::{Asker, View};
-pub use hostile::{Heard, Hostile};
+pub use hostile::{Heard, Hostile, Noise, VOLLEY};
 pub use wire::{Kind, Multicast, Share, Traffic, Wire};
 
 use crate::head::{Adoption, Head, HeadOptions, program};

@@ -34,8 +34,14 @@ type Connection = StreamOwned<ClientConnection, TcpStream>;
 pub struct View {
     /// By the machine's name, which is its MAC address unless a test gave it another.
     pub states: BTreeMap<String, String>,
-    /// Changes of the head's history that it holds.
+    /// Which history of the head's it holds.
+    pub history_epoch: u64,
+    /// Changes of it.
     pub history_length: u64,
+    /// Datagrams that came to its port.
+    pub received: u64,
+    /// Those of them that it did not take, by reason.
+    pub drops: BTreeMap<String, u64>,
 }
 
 impl View {
@@ -171,7 +177,12 @@ fn question(connection: &mut Connection) -> Result<View> {
         connection.read_exact(&mut bytes)?;
         let part: Value = serde_json::from_slice(&bytes)?;
         ensure!(part["type"] == "nodes", "refused: {part}");
-        view.history_length = part["from"]["history_length"].as_u64().unwrap_or(0);
+        let number = |key: &str| part["from"][key].as_u64().unwrap_or(0);
+        (view.history_epoch, view.history_length) = (number("history_epoch"), number("history_length"));
+        view.received = number("received");
+        for (reason, count) in part["from"]["drops"].as_object().into_iter().flatten() {
+            view.drops.insert(reason.clone(), count.as_u64().unwrap_or(0));
+        }
         for row in part["nodes"].as_array().context("no rows")? {
             let word = |key: &str| row[key].as_str().unwrap_or_default().to_owned();
             let name = if word("name").is_empty() {

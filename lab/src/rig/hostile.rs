@@ -2,16 +2,20 @@
 //! and a processor, no key. Must stay on the bridge.
 
 use std::fs;
-use std::io::{IoSlice, Write};
+use std::io::{IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use cid_protocol::cmdline;
+use cid_protocol::node::{Enroll, FromNode, NODE_PROTOCOL_VERSION};
 use cid_protocol::{BEACON_GROUP, NODE_PORT};
+use cid_trust::rustls::{ClientConnection, StreamOwned};
+use cid_trust::{Expect, PrivateKey};
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, sendmmsg};
+use nix::sys::socket::{ControlMessage, MsgFlags, SockaddrIn, sendmsg};
 
 use super::Rig;
 use crate::room::Host;
@@ -19,7 +23,9 @@ use crate::room::Host;
 /// Its own address; none that the head gives out.
 const ADDRESS: &str = "10.77.0.9";
 /// Datagrams of one system call.
-const BATCH: usize = 64;
+pub const VOLLEY: usize = 32;
+/// Threads that make noise.
+const HANDS: u64 = 4;
 /// Longest datagram that members send.
 const LONGEST: usize = 1400;
 /// Headers before a datagram: Ethernet, IPv4 without options, UDP.
@@ -137,8 +143,7 @@ impl Hostile {
         own_words
     }
 
-    /// Noise to these, and one in a hundred to the group: random bytes, half of it behind the first bytes of something that was heard.
-    /// Returns how many datagrams left, and in which time.
+    /// Noise to these in turn, and a hundredth to the group: random bytes, half of it behind the first bytes of something that was heard.
     ///
     /// # Errors
     /// When the room's network cannot be entered.
@@ -148,52 +153,67 @@ impl Hostile {
         heard: &[Heard],
         per_second: u64,
         time: Duration,
-    ) -> Result<(u64, Duration)> {
+    ) -> Result<Noise> {
         ensure!(!targets.is_empty(), "noise to nobody");
-        let words: Vec<Vec<u8>> = (0..1024).map(|number| self.word(heard, number)).collect();
-        let group = SockaddrIn::from(SocketAddrV4::new(BEACON_GROUP, NODE_PORT));
-        let targets: Vec<SockaddrIn> = targets
-            .iter()
-            .map(|target| SocketAddrV4::new(*target, NODE_PORT).into())
-            .collect();
-        self.on_the_wire(|| {
-            let socket = UdpSocket::bind((ADDRESS, 0))?;
-            socket2::SockRef::from(&socket).set_multicast_if_v4(&ADDRESS.parse()?)?;
-            let mut headers = MultiHeaders::<SockaddrIn>::preallocate(BATCH, None);
-            let started = Instant::now();
-            let mut sent = 0_u64;
-            while started.elapsed() < time {
-                let due =
-                    per_second.saturating_mul(u64::try_from(started.elapsed().as_micros())?) / 1_000_000;
-                if sent > due {
-                    std::thread::sleep(Duration::from_micros(200));
-                    continue;
-                }
-                let first = usize::try_from(sent)?;
-                let slices: Vec<[IoSlice; 1]> = (first..first + BATCH)
-                    .map(|number| [IoSlice::new(&words[number % words.len()])])
-                    .collect();
-                let addresses: Vec<Option<SockaddrIn>> = (first..first + BATCH)
-                    .map(|number| {
-                        Some(if number % 100 == 0 {
-                            group
-                        } else {
-                            targets[number % targets.len()]
-                        })
-                    })
-                    .collect();
-                let done = sendmmsg(
-                    socket.as_raw_fd(),
-                    &mut headers,
-                    &slices,
-                    &addresses,
-                    [],
-                    MsgFlags::empty(),
-                );
-                // A full queue takes some of them.
-                sent += done.map_or(1, |results| results.count()) as u64;
+        let volleys: Vec<Volley> = (0..256).map(|number| self.volley(heard, number)).collect();
+        let hands = per_second / HANDS;
+        let said: Result<Vec<Noise>> = self.on_the_wire(|| {
+            std::thread::scope(|scope| {
+                // A thread stands in the network of the one that started it.
+                let work = || make_noise(targets, &volleys, hands, time);
+                let hands: Vec<_> = (0..HANDS).map(|_| scope.spawn(work)).collect();
+                let said = hands.into_iter().map(|hand| match hand.join() {
+                    Ok(said) => said,
+                    Err(_) => bail!("a hand of the hostile host panicked"),
+                });
+                said.collect()
+            })
+        });
+        let mut all = Noise {
+            each: vec![0; targets.len()],
+            ..Noise::default()
+        };
+        for said in said? {
+            all.group += said.group;
+            all.time = all.time.max(said.time);
+            for (sum, more) in all.each.iter_mut().zip(said.each) {
+                *sum += more;
             }
-            Ok((sent, started.elapsed()))
+        }
+        Ok(all)
+    }
+
+    /// Redeems a token that was read off the wire, with a key of its own, and returns the head's answer in its own words.
+    ///
+    /// # Errors
+    /// When the head does not answer as a head does.
+    pub fn redeem(&self, command_line: &str, mac: &str, uuid: &str) -> Result<String> {
+        let word = |key| cmdline::lookup(command_line, key).context("the boot script has no token");
+        let pin = word(cmdline::AUTHORITY)?.parse()?;
+        let enroll = Enroll {
+            version: NODE_PROTOCOL_VERSION,
+            token: word(cmdline::TOKEN)?.to_owned(),
+            mac: mac.to_owned(),
+            uuid: uuid.to_owned(),
+            boot_id: "thief".to_owned(),
+            public_key: cid_trust::encode(&PrivateKey::generate()?.public_key()),
+        };
+        let body = serde_json::to_vec(&FromNode::Enroll(Box::new(enroll)))?;
+        self.on_the_wire(|| {
+            let socket = TcpStream::connect((crate::room::HEAD_ADDRESS, NODE_PORT))?;
+            socket.set_read_timeout(Some(Duration::from_secs(20)))?;
+            let config = cid_trust::client_config(pin, Expect::Head, None)?;
+            let session = ClientConnection::new(config, cid_trust::server_name())?;
+            let mut stream = StreamOwned::new(session, socket);
+            stream.write_all(&u32::try_from(body.len())?.to_be_bytes())?;
+            stream.write_all(&body)?;
+            let mut length = [0; 4];
+            stream.read_exact(&mut length)?;
+            let length = usize::try_from(u32::from_be_bytes(length))?;
+            ensure!(length < 1 << 16, "an answer of {length} bytes");
+            let mut answer = vec![0; length];
+            stream.read_exact(&mut answer)?;
+            Ok(String::from_utf8(answer)?)
         })
     }
 
@@ -240,6 +260,22 @@ impl Hostile {
         word
     }
 
+    /// Datagrams of one length for one system call.
+    fn volley(&mut self, heard: &[Heard], number: usize) -> Volley {
+        let first = self.word(heard, number);
+        let length = first.len();
+        let mut bytes = first;
+        for more in 1..VOLLEY {
+            let mut word = self.word(heard, number + 2 * more);
+            word.resize(length, 0xa5);
+            bytes.extend(word);
+        }
+        Volley {
+            length: u16::try_from(length).unwrap_or(1),
+            bytes,
+        }
+    }
+
     /// xorshift64: noise, not secrets.
     fn below(&mut self, bound: usize) -> usize {
         self.random ^= self.random << 13;
@@ -262,6 +298,70 @@ impl Hostile {
             }
         })
     }
+}
+
+/// What left the hostile host as noise.
+#[derive(Debug, Clone, Default)]
+pub struct Noise {
+    /// Datagrams to each target.
+    pub each: Vec<u64>,
+    /// Datagrams to the group, which everybody hears.
+    pub group: u64,
+    /// How long it took.
+    pub time: Duration,
+}
+
+impl Noise {
+    /// All of them.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.group + self.each.iter().sum::<u64>()
+    }
+}
+
+/// [`VOLLEY`] datagrams of one length, one behind the other.
+struct Volley {
+    length: u16,
+    bytes: Vec<u8>,
+}
+
+/// One thread's noise, in volleys that the kernel takes apart (UDP_SEGMENT): one system call each.
+fn make_noise(targets: &[Ipv4Addr], volleys: &[Volley], per_second: u64, time: Duration) -> Result<Noise> {
+    let socket = UdpSocket::bind((ADDRESS, 0))?;
+    socket2::SockRef::from(&socket).set_multicast_if_v4(&ADDRESS.parse()?)?;
+    let mut noise = Noise {
+        each: vec![0; targets.len()],
+        ..Noise::default()
+    };
+    let (started, mut sent) = (Instant::now(), 0_u64);
+    for number in 0.. {
+        let elapsed = started.elapsed();
+        if elapsed >= time {
+            break;
+        }
+        if sent > per_second.saturating_mul(u64::try_from(elapsed.as_micros())?) / 1_000_000 {
+            std::thread::sleep(Duration::from_micros(200));
+            continue;
+        }
+        let volley = &volleys[number % volleys.len()];
+        let (to, counter) = match number % 100 {
+            0 => (BEACON_GROUP, &mut noise.group),
+            _ => (
+                targets[number % targets.len()],
+                &mut noise.each[number % targets.len()],
+            ),
+        };
+        let to = SockaddrIn::from(SocketAddrV4::new(to, NODE_PORT));
+        let parts = [ControlMessage::UdpGsoSegments(&volley.length)];
+        let words = [IoSlice::new(&volley.bytes)];
+        // A full queue takes the whole volley.
+        if sendmsg(socket.as_raw_fd(), &words, &parts, MsgFlags::empty(), Some(&to)).is_ok() {
+            *counter += VOLLEY as u64;
+        }
+        sent += VOLLEY as u64;
+    }
+    noise.time = started.elapsed();
+    Ok(noise)
 }
 
 /// UDP datagrams of a capture of Ethernet frames (classic pcap, little-endian); others are passed over.

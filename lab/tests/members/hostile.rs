@@ -5,13 +5,13 @@ use std::net::Ipv4Addr;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, Result, ensure};
-use cid_protocol::api::NodeState;
+use anyhow::{Context, Result, bail, ensure};
+use cid_protocol::api::{Event, NodeState};
 use cidlab::head::program;
 use cidlab::rig::{Hostile, Phase, Rig};
-use cidlab::run::run;
 
-use super::{ROOM, all_up, head_says, last_event, memory_kib, state_changes};
+use super::books::Books;
+use super::{ROOM, all_up, head_says, last_event, memory_kib, state_changes, state_of};
 
 const LIMIT: Duration = Duration::from_secs(90);
 const SEED: u64 = 0x5eed_0006;
@@ -33,7 +33,8 @@ fn nobody_is_listed_and_nobody_is_lost() -> Result<()> {
     println!("heard {} datagrams", heard.len());
 
     let before = memory(&rig)?;
-    let (event, drops, overflown) = (last_event(&rig)?, rig.head.control().drops()?, overflown(&rig)?);
+    let event = last_event(&rig)?;
+    let books = Books::open(&rig)?;
     let mut said = 0;
     for round in 0..20 {
         let flipped = hostile.flipped(&heard);
@@ -53,10 +54,13 @@ fn nobody_is_listed_and_nobody_is_lost() -> Result<()> {
     let targets = targets(&rig)?;
     let taken = hostile.garbage(&targets, 20)?;
     println!("TLS garbage: {taken} connections taken");
-    let (sent, time) = hostile.noise(&targets, &heard, NOISE.0, NOISE.1)?;
+    let noise = hostile.noise(&targets, &heard, NOISE.0, NOISE.1)?;
     println!(
-        "noise: {sent} datagrams in {time:.1?}, {:.0} a second",
-        sent as f64 / time.as_secs_f64()
+        "noise: {} datagrams in {:.1?}, {:.0} a second (asked: {})",
+        noise.sent(),
+        noise.time,
+        noise.sent() as f64 / noise.time.as_secs_f64(),
+        NOISE.0
     );
     // Whoever was to be forgotten would be by now.
     std::thread::sleep(Duration::from_secs(20));
@@ -85,22 +89,56 @@ fn nobody_is_listed_and_nobody_is_lost() -> Result<()> {
         println!("{who}: at most {peak} KiB, {then} KiB before");
         ensure!(peak <= then + MORE, "{who} took {peak} KiB, {then} KiB before");
     }
-    let mut counted = 0;
-    for (reason, count) in rig.head.control().drops()? {
-        let more = count - drops.get(&reason).copied().unwrap_or(0);
-        if more > 0 {
-            println!("head: {more} x {reason}");
-            counted += more;
-        }
-    }
-    let overflown = overflown_since(&rig, overflown)?;
-    println!("head: {overflown} datagrams found its queue full");
-    // Of the noise a fourteenth is for the head, and one in a hundred for everybody.
-    let due = sent / 14;
+    books.close(&rig, &noise)?;
+    rig.succeeded();
+    Ok(())
+}
+
+#[test]
+fn a_stolen_token_throws_out_both_and_nobody_else() -> Result<()> {
+    let rig = Rig::start("stolen", 2)?;
+    rig.power_on(20)?;
+    rig.wait_up(LIMIT)?;
+    head_says(&rig, "all are up", LIMIT, |nodes| all_up(nodes, 2))?;
+    let hostile = Hostile::plug_in(&rig, SEED)?;
+    let [robbed, other] = rig.agents() else {
+        bail!("two agents")
+    };
+    let books = Books::open(&rig)?;
+    // The boot script goes over the wire in the clear.
+    let line = std::fs::read_to_string(robbed.dir().join("cmdline"))?;
+    let answer = hostile.redeem(&line, &other.mac(), &other.uuid())?;
+    println!("a token of another machine: {answer}");
     ensure!(
-        (counted + overflown) * 10 >= due * 9,
-        "{due} were for the head; it counted {counted}, and the kernel {overflown}"
+        answer.contains("refused"),
+        "a token counts for its machine alone: {answer}"
     );
+    std::thread::sleep(Duration::from_secs(3));
+    head_says(&rig, "all are up still", Duration::from_secs(1), |nodes| {
+        all_up(nodes, 2)
+    })?;
+    let answer = hostile.redeem(&line, &robbed.mac(), &robbed.uuid())?;
+    println!("the machine's own, redeemed a second time: {answer}");
+    ensure!(answer.contains("refused"), "a thief is let in: {answer}");
+    let took = head_says(
+        &rig,
+        "the robbed one is refused and the other up",
+        LIMIT,
+        |nodes| {
+            state_of(nodes, robbed) == Some(NodeState::Refused)
+                && state_of(nodes, other) == Some(NodeState::Up)
+        },
+    )?;
+    println!("refused after {took:.1?}");
+    let events = rig.head.control().events()?;
+    let alarm = |event: &Event| event.kind == "token-twice" && event.mac == robbed.mac();
+    ensure!(events.iter().any(alarm), "no alarm");
+    let counted = books.counted(&rig)?;
+    println!("head: {counted:?}");
+    for reason in ["token-forged", "token-twice"] {
+        let name = format!("cid_drops_total{{reason=\"{reason}\"}}");
+        ensure!(counted.get(&name) == Some(&1), "{reason} is not counted once");
+    }
     rig.succeeded();
     Ok(())
 }
@@ -124,22 +162,6 @@ fn memory(rig: &Rig) -> Result<BTreeMap<String, u64>> {
         peaks.insert(agent.mac(), memory_kib(process, "VmHWM:")?);
     }
     Ok(peaks)
-}
-
-/// Datagrams that found a full queue in the head's network.
-fn overflown(rig: &Rig) -> Result<u64> {
-    let text = run(rig.room().command("cat").arg("/proc/net/snmp"))?;
-    let mut lines = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = (lines.next().context("names")?, lines.next().context("values")?);
-    let column = names
-        .split(' ')
-        .position(|name| name == "RcvbufErrors")
-        .context("RcvbufErrors")?;
-    Ok(values.split(' ').nth(column).context("a value")?.parse()?)
-}
-
-fn overflown_since(rig: &Rig, before: u64) -> Result<u64> {
-    Ok(overflown(rig)?.saturating_sub(before))
 }
 
 /// Another `cidhead`, with an authority of its own. In full mode it must not even start beside the room's; without DHCP it runs.

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
-use cidlab::rig::{Phase, Rig};
+use anyhow::{Context, Result, ensure};
+use cid_protocol::api::Event;
+use cidlab::rig::{Asker, Phase, Rig};
 
 use super::{all_heard_again, all_up, head_says, last_event, state_changes};
 
@@ -16,6 +17,52 @@ fn agents() -> usize {
         .ok()
         .and_then(|text| text.parse().ok());
     set.unwrap_or(200)
+}
+
+/// Epoch and length of the history that the head has on its disk.
+fn history(rig: &Rig) -> Result<(u64, u64)> {
+    let metrics = rig.head.control().metrics()?;
+    let of = |name: &str| metrics.get(name).copied().with_context(|| format!("no {name}"));
+    Ok((of("cid_history_epoch")?, of("cid_history_length")?))
+}
+
+/// What was told before the death is told after it, word by word, as far back as is told at all.
+fn is_prefix(before: &[Event], after: &[Event]) -> Result<()> {
+    let first = after.first().map_or(0, |event| event.seq);
+    let words = |event: &Event| {
+        (
+            event.seq,
+            event.kind.clone(),
+            event.mac.clone(),
+            event.text.clone(),
+        )
+    };
+    let kept = before.iter().filter(|event| event.seq >= first).map(words);
+    let kept: Vec<_> = kept.collect();
+    let same: Vec<_> = after.iter().take(kept.len()).map(words).collect();
+    ensure!(
+        kept == same,
+        "events changed: {:?}",
+        kept.iter().zip(&same).find(|(before, after)| before != after)
+    );
+    Ok(())
+}
+
+/// Agents, asked themselves, hold that history still, and no shorter.
+fn agents_hold(rig: &Rig, (epoch, length): (u64, u64)) -> Result<()> {
+    let step = rig.agents().len().div_ceil(50);
+    let some: Vec<usize> = (0..rig.agents().len()).step_by(step).collect();
+    let asker = Asker::new(rig)?;
+    for (agent, view) in some.iter().zip(asker.ask(&some)?) {
+        let view = view.with_context(|| format!("agent {agent}"))?;
+        ensure!(
+            view.history_epoch == epoch && view.history_length >= length,
+            "agent {agent} holds {} changes of history {}, of {length} of {epoch}",
+            view.history_length,
+            view.history_epoch
+        );
+    }
+    Ok(())
 }
 
 #[test]
@@ -31,6 +78,7 @@ fn a_killed_head_has_all_back_within_ten_seconds() -> Result<()> {
         ("after a minute", Duration::from_secs(60)),
     ] {
         let event = last_event(&rig)?;
+        let (told, history) = (rig.head.control().events()?, history(&rig)?);
         rig.head.kill()?;
         std::thread::sleep(down);
         rig.head.up()?;
@@ -38,6 +86,14 @@ fn a_killed_head_has_all_back_within_ten_seconds() -> Result<()> {
         println!("{count} agents, head back {name}: all heard {took:.1?} after it answers");
         ensure!(took < BOUND, "{took:.1?}");
         let events = rig.head.control().events()?;
+        is_prefix(&told, &events)?;
+        let now = self::history(&rig)?;
+        println!("history {history:?} before, {now:?} now (epoch, changes)");
+        ensure!(
+            now.0 == history.0 && now.1 >= history.1,
+            "another history: {history:?}, {now:?}"
+        );
+        agents_hold(&rig, history)?;
         for agent in rig.agents() {
             ensure!(
                 matches!(agent.phase(), Phase::Up { .. }),
