@@ -29,7 +29,7 @@ pub const MAX_PER_ADDRESS: usize = 4;
 /// From the connection to the first whole message.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Five pulses.
-pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::PULSE_SECS * 5);
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::MEMBER_PULSE_SECS * 5 / 2);
 /// For one frame to leave.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -14,6 +14,12 @@ pub const MAX_FRAME: usize = 64 * 1024;
 /// The agent sends [`FromNode::Pulse`] this often, in seconds; the head answers with [`ToNode::Pulse`].
 pub const PULSE_SECS: u64 = 3;
 
+/// The same of a node that hears its head as a member: datagrams show that both are there.
+pub const MEMBER_PULSE_SECS: u64 = 30;
+
+/// The head gives a machine incarnations at least so far apart, boot by boot: an agent that starts again takes the next one itself.
+pub const INCARNATION_STEP: u64 = 1 << 16;
+
 /// From the node to the head.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]

@@ -145,6 +145,17 @@ impl Replica {
         Some((assembly.at, part))
     }
 
+    /// A snapshot of the prefix, in parts of which each fits one datagram: for a peer when neither the head nor the tail can help it.
+    pub fn parts(&self) -> Vec<Vec<Change>> {
+        let mut parts = Vec::new();
+        let mut rest: Vec<&Change> = self.table.values().collect();
+        while !rest.is_empty() {
+            let fit = super::fitting(rest.iter().copied()).clamp(1, rest.len());
+            parts.push(rest.drain(..fit).cloned().collect());
+        }
+        parts
+    }
+
     /// Changes from `from` on that fit one datagram, for a peer; `None` when we do not have them.
     pub fn tail(&self, from: u32) -> Option<Vec<Change>> {
         let kept = u32::try_from(self.tail.len()).ok()?;

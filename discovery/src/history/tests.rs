@@ -227,3 +227,33 @@ fn flaps_are_forgiven() {
     assert_eq!(pulse.flaps(200 * SECOND), 1);
     assert_eq!(pulse.flaps(400 * SECOND), 0);
 }
+
+#[test]
+fn a_node_can_hand_on_all_it_has() {
+    let mut replica = Replica::default();
+    replica.handle_epoch(7, true);
+    let changes = (0..400).map(|id| Change {
+        boot: boot(id % 90, u64::from(id)),
+        state: State::Up,
+        at_unix_ms: 5,
+        name: "lab".into(),
+        reason: "welcomed".into(),
+    });
+    replica.handle_tail(7, 0, changes.collect()).expect("taken");
+    assert_eq!(replica.tail(0), None, "more than is kept");
+    let parts = replica.parts();
+    assert!(parts.len() > 1);
+    let mut other = Replica::default();
+    other.handle_epoch(7, false);
+    let (at, chain, of) = (replica.digest().length, replica.chain(), parts.len() as u16);
+    for (part, changes) in (0..).zip(parts) {
+        other
+            .handle_part((7, at, chain), (part, of), changes)
+            .expect("taken");
+    }
+    assert_eq!(other.table(), replica.table());
+    assert_eq!(
+        (other.digest(), other.chain()),
+        (replica.digest(), replica.chain())
+    );
+}

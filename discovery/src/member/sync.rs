@@ -240,10 +240,10 @@ impl Membership {
                     first = next;
                 }
                 None if first == from => {
-                    let Records::Head(chronicle) = &self.records else {
-                        return Err(Refusal::History);
+                    let at = match &self.records {
+                        Records::Head(chronicle) => chronicle.snapshot().0,
+                        Records::Node(replica) => replica.digest().length,
                     };
-                    let (at, _, _) = chronicle.snapshot();
                     return self.give_parts(now, source, at, 0);
                 }
                 None => return Ok(()),
@@ -259,16 +259,32 @@ impl Membership {
         at: u32,
         first: u16,
     ) -> Result<(), Refusal> {
-        let Records::Head(chronicle) = &self.records else {
-            return Err(Refusal::History);
-        };
-        let (current, chain, parts) = chronicle.snapshot();
         // A newer snapshot was taken meanwhile: the asker begins anew with that.
-        let first = if at == current { first } else { 0 };
-        let datagrams: Vec<(u16, Vec<Change>)> = (first..parts)
-            .take(BURST - usize::from(first) % BURST)
-            .filter_map(|part| Some((part, chronicle.part(part)?.to_vec())))
-            .collect();
+        let begin = |current: u32| if at == current { first } else { 0 };
+        let burst = |first: u16| BURST - usize::from(first) % BURST;
+        let (current, chain, parts, datagrams) = match &self.records {
+            Records::Head(chronicle) => {
+                let (current, chain, parts) = chronicle.snapshot();
+                let first = begin(current);
+                let some = (first..parts).take(burst(first));
+                let datagrams = some.filter_map(|part| Some((part, chronicle.part(part)?.to_vec())));
+                (
+                    current,
+                    chain,
+                    parts,
+                    datagrams.collect::<Vec<(u16, Vec<Change>)>>(),
+                )
+            }
+            // The head does it better, while there is one.
+            Records::Node(_) if self.hears_head(now) => return Err(Refusal::History),
+            Records::Node(replica) => {
+                let (current, all) = (replica.digest().length, replica.parts());
+                let parts = u16::try_from(all.len()).map_err(|_| Refusal::History)?;
+                let first = begin(current);
+                let some = (0..parts).zip(all).skip(usize::from(first)).take(burst(first));
+                (current, replica.chain(), parts, some.collect())
+            }
+        };
         for (part, changes) in datagrams {
             let kind = Kind::Part {
                 at: current,

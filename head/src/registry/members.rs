@@ -13,7 +13,7 @@ use super::{ConnectionId, Now, Output, Registry};
 use crate::mac::Mac;
 
 /// From one boot's incarnation to the next at the least: an agent that starts its membership again without the head adds one.
-pub(super) const STEP: u64 = 1 << 16;
+pub(super) const STEP: u64 = node::INCARNATION_STEP;
 
 /// What every member is told of the group.
 #[derive(Debug, Clone)]

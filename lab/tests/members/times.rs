@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use cid_protocol::api::NodeState;
 use cidlab::rig::{Asker, Multicast, Rig, View};
+use rustix::process::Signal;
 
 use super::{ROOM, all_up, head_says, state_of};
 
@@ -60,14 +61,31 @@ fn everybody(count: usize) -> Vec<usize> {
     (0..count).collect()
 }
 
-/// Show 1: thirteen find one another; nobody has a list of them.
+/// Show 1: thirteen find one another; then, without the head, after every agent was started anew.
 fn all_know_all(name: &str, multicast: Multicast) -> Result<()> {
-    let rig = room(name, ROOM, multicast)?;
+    let mut rig = room(name, ROOM, multicast)?;
     let asker = Asker::new(&rig)?;
     let took = all_say(&asker, &everybody(ROOM), "13 are up", LIMIT, |view| {
         view.up() == ROOM
     })?;
     println!("{name}: all know all {took:.1?} after the head does");
+    rig.head.kill()?;
+    for agent in rig.agents() {
+        agent.signal(Signal::KILL)?;
+    }
+    let restarted = Instant::now();
+    rig.wait("agent that was started again", LIMIT, |agent| agent.ended() == 1)?;
+    all_say(
+        &asker,
+        &everybody(ROOM),
+        "13 are up without a head",
+        LIMIT,
+        |view| view.up() == ROOM,
+    )?;
+    println!(
+        "{name}: without the head, all know all {:.1?} after every agent was killed",
+        restarted.elapsed()
+    );
     rig.succeeded();
     Ok(())
 }

@@ -10,7 +10,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
-use cid_protocol::node::{Certificate, Ending, GroupKey, Leaving, MemberTicket, PULSE_SECS, ToNode, WayHome};
+use cid_protocol::node::{
+    Certificate, Ending, GroupKey, Leaving, MEMBER_PULSE_SECS, MemberTicket, PULSE_SECS, ToNode, WayHome,
+};
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
 
 /// How long a TCP connection may take to come up.
@@ -19,6 +21,11 @@ const CONNECT_BOUND: Duration = Duration::from_secs(5);
 const WELCOME_BOUND: Duration = Duration::from_secs(10);
 /// A head that answers no pulse for this long is unreachable.
 const PULSE_BOUND: Duration = Duration::from_secs(10);
+/// Between pulses; of a node that hears its head as a member, too.
+const PULSE: Duration = Duration::from_secs(PULSE_SECS);
+const MEMBER_PULSE: Duration = Duration::from_secs(MEMBER_PULSE_SECS);
+/// A member that did not hear its head for this long asks over the connection: by datagrams it asks every 10 s, give or take an eighth.
+const MEMBER_BOUND: Duration = Duration::from_secs(13);
 /// Between attempts; doubles from the first to the last.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -41,6 +48,8 @@ pub(crate) struct Config {
     pub(crate) boot_mac: Option<[u8; 6]>,
     /// `cid.bail_out`; the head's welcome may change it.
     pub(crate) bail_out: Duration,
+    /// When the agent before this one last heard the head: the PC goes home in time however often its agent ends.
+    pub(crate) heard: Option<Duration>,
     /// What the node can show its head.
     pub(crate) standing: Standing,
 }
@@ -129,10 +138,11 @@ enum State {
         index: u32,
         until: Duration,
     },
-    /// `heard` + PULSE_BOUND is when the head counts as unreachable.
     Up {
         index: u32,
-        pulse_at: Duration,
+        /// When the last pulse left, and the first of those that were not answered.
+        pulsed: Option<Duration>,
+        unanswered: Option<Duration>,
         heard: Duration,
     },
     Over,
@@ -154,6 +164,8 @@ pub(crate) struct Node {
     state: State,
     /// When the head was last heard; bail-out counts from here.
     heard: Duration,
+    /// The same of the membership's datagrams alone.
+    member_heard: Option<Duration>,
     retry: Duration,
     first_address_at: Option<Duration>,
     last_tried: Option<u32>,
@@ -172,14 +184,16 @@ pub(crate) struct Node {
 }
 
 impl Node {
-    /// A node that has seen nothing yet. `now` is the beginning of the bail-out time.
+    /// A node that has seen nothing yet. `now` is the beginning of the bail-out time, unless an agent before this one heard the head.
     pub(crate) fn new(now: Duration, config: Config) -> Self {
+        let heard = config.heard.map_or(now, |at| at.min(now));
         let mut node = Self {
             config,
             links: BTreeMap::new(),
             looked: false,
             state: State::Searching { retry_at: now },
-            heard: now,
+            heard,
+            member_heard: None,
             retry: FIRST_RETRY,
             first_address_at: None,
             last_tried: None,
@@ -266,6 +280,7 @@ impl Node {
     /// The head was heard then, by a datagram of the membership.
     pub(crate) fn handle_head_heard(&mut self, at: Duration) {
         self.heard = self.heard.max(at);
+        self.member_heard = Some(at);
     }
 
     /// The connection did not come up, or ended.
@@ -287,7 +302,8 @@ impl Node {
                 let index = *index;
                 self.state = State::Up {
                     index,
-                    pulse_at: now,
+                    pulsed: None,
+                    unanswered: None,
                     heard: now,
                 };
                 // Below it, one lost pulse would be the end.
@@ -323,8 +339,14 @@ impl Node {
                 self.announce(NodeState::Up);
                 self.handle_deadline(now);
             }
-            (State::Up { heard, .. }, ToNode::Pulse { time_unix_ms, plan }) => {
+            (
+                State::Up {
+                    heard, unanswered, ..
+                },
+                ToNode::Pulse { time_unix_ms, plan },
+            ) => {
                 *heard = now;
+                *unanswered = None;
                 if let Some(plan) = plan {
                     self.closes_unix_ms = plan.home_at_unix_ms;
                     self.tell_fact("until", plan.until);
@@ -369,7 +391,7 @@ impl Node {
         let state = match &self.state {
             State::Searching { retry_at } => self.next_attempt(*retry_at),
             State::Connecting { until, .. } | State::Joining { until, .. } => Some(*until),
-            State::Up { pulse_at, heard, .. } => Some((*pulse_at).min(*heard + PULSE_BOUND)),
+            State::Up { .. } => self.pulse_due().into_iter().chain(self.silent_at()).min(),
             State::Over => return Some(self.alive_at),
         };
         [Some(self.alive_at), Some(bail_out), self.home_at, refused, state]
@@ -409,15 +431,19 @@ impl Node {
             State::Joining { until, .. } if now >= until => {
                 self.lost(now, "the head does not welcome this node")
             }
-            State::Up { heard, .. } if now >= heard + PULSE_BOUND => self.lost(now, "the head is silent"),
+            State::Up { .. } if self.silent_at().is_some_and(|at| now >= at) => {
+                self.lost(now, "the head is silent");
+            }
             State::Up {
                 index,
-                pulse_at,
+                unanswered,
                 heard,
-            } if now >= pulse_at => {
+                ..
+            } if self.pulse_due().is_some_and(|at| now >= at) => {
                 self.state = State::Up {
                     index,
-                    pulse_at: now + Duration::from_secs(PULSE_SECS),
+                    pulsed: Some(now),
+                    unanswered: unanswered.or(Some(now)),
                     heard,
                 };
                 self.outputs.push_back(Output::SendPulse);
@@ -429,6 +455,11 @@ impl Node {
     /// The next thing to do.
     pub(crate) fn poll_output(&mut self) -> Option<Output> {
         self.outputs.pop_front()
+    }
+
+    /// When the head was last heard; bail-out counts from here.
+    pub(crate) fn heard(&self) -> Duration {
+        self.heard
     }
 
     /// Without the head for so long the PC goes home.
@@ -444,6 +475,29 @@ impl Node {
             }
             State::Searching { .. } | State::Over => None,
         }
+    }
+
+    /// When the next pulse leaves: seldom while the head is heard by datagrams.
+    fn pulse_due(&self) -> Option<Duration> {
+        let State::Up { pulsed, heard, .. } = self.state else {
+            return None;
+        };
+        let Some(pulsed) = pulsed else {
+            return Some(heard);
+        };
+        let doubtful = self.member_heard.map_or(Duration::ZERO, |at| at + MEMBER_BOUND);
+        Some(doubtful.max(pulsed + PULSE).min(pulsed + MEMBER_PULSE))
+    }
+
+    /// When the head counts as unreachable: pulses must go unanswered for that.
+    fn silent_at(&self) -> Option<Duration> {
+        let State::Up {
+            unanswered, heard, ..
+        } = self.state
+        else {
+            return None;
+        };
+        Some(heard.max(unanswered?.saturating_sub(PULSE)) + PULSE_BOUND)
     }
 
     /// Not let in: the PC's screen says why, the head is asked again, and the PC goes home if it stays so.

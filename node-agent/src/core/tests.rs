@@ -30,6 +30,7 @@ fn node(boot_index: Option<u8>) -> Node {
             head: Some(HEAD),
             boot_mac,
             bail_out: at(600),
+            heard: None,
             standing: Standing::Certified,
         },
     )
@@ -228,6 +229,69 @@ fn a_silent_head_is_left_after_ten_seconds_and_the_pc_goes_home_after_bail_out()
     // Beyond the reply to the hello the head was never heard.
     let home = Output::Tell(FromAgent::Home("head unreachable for 10 min".into()));
     assert_eq!(wanted.last(), Some(&(601, home)));
+}
+
+/// Seconds in which pulses leave while the membership hears the head in every second of `heard`.
+fn pulses(n: &mut Node, heard: std::ops::Range<u64>, answers: bool) -> (Vec<u64>, Option<u64>) {
+    let mut sent = Vec::new();
+    for second in heard.start.. {
+        if heard.contains(&second) && second % 10 == 0 {
+            n.handle_head_heard(at(second));
+        }
+        n.handle_deadline(at(second));
+        for output in drain(n) {
+            match output {
+                Output::SendPulse => {
+                    sent.push(second);
+                    if answers {
+                        n.handle_message(at(second), pulse(5, None));
+                    }
+                }
+                Output::Disconnect => return (sent, Some(second)),
+                _ => {}
+            }
+        }
+        if second > heard.end + 20 {
+            return (sent, None);
+        }
+    }
+    unreachable!("the range has an end")
+}
+
+#[test]
+fn a_member_pulses_seldom_and_asks_soon_when_it_hears_its_head_no_more() {
+    let mut n = up();
+    n.handle_message(at(1), pulse(5, None));
+    let (sent, lost) = pulses(&mut n, 10..101, true);
+    assert_eq!(lost, None);
+    // The last datagram was heard at 100: at 113 it asks, and goes on as one that is no member.
+    assert_eq!(sent[..4], [10, 40, 70, 100], "{sent:?}");
+    assert_eq!(sent[4..7], [113, 116, 119], "{sent:?}");
+    // A head without a word, not even a FIN.
+    let mut n = up();
+    n.handle_message(at(1), pulse(5, None));
+    let (sent, lost) = pulses(&mut n, 10..11, false);
+    assert_eq!(
+        (sent[0], lost),
+        (10, Some(17)),
+        "{sent:?}: the first pulse is not answered"
+    );
+    // Datagrams alone do not keep a connection that does not answer.
+    let mut n = up();
+    n.handle_message(at(1), pulse(5, None));
+    let (_, lost) = pulses(&mut n, 2..200, false);
+    assert!(lost.is_some_and(|second| second < 15), "{lost:?}");
+}
+
+#[test]
+fn an_agent_that_is_started_again_does_not_begin_to_wait_for_the_head_anew() {
+    for (heard, home_at) in [(Some(at(100)), 700), (None, 1100), (Some(at(9000)), 1100)] {
+        let mut config = node(None).config;
+        config.heard = heard;
+        let mut n = Node::new(at(500), config);
+        let home = Output::Tell(FromAgent::Home("head unreachable for 10 min".into()));
+        assert_eq!(pass(&mut n, 500, 2000, false), [(home_at, home)], "{heard:?}");
+    }
 }
 
 #[test]
@@ -501,6 +565,7 @@ fn with_standing(standing: Standing) -> Node {
         head: Some(HEAD),
         boot_mac: None,
         bail_out: at(600),
+        heard: None,
         standing,
     };
     Node::new(at(0), config)

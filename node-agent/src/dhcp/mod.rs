@@ -2,7 +2,8 @@
 //!
 //! The node must get the address that its firmware got: `chaddr` is the MAC and there is no client identifier
 //! (option 61), so a server that goes by MAC sees one client. The broadcast flag is set, since the link has no
-//! address yet. It never gives up: switches with spanning tree swallow the first half minute.
+//! address yet. It never gives up: switches with spanning tree swallow the first half minute. What it holds it uses until it ends,
+//! over restarts of the agent too: the DHCP server may be the head, and the head may be down.
 
 mod packet;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub(crate) use packet::Reject;
 use packet::{Reply, ReplyKind, Request};
+use serde::{Deserialize, Serialize};
 
 /// First retransmission; doubles up to [`LAST_INTERVAL`]. RFC 2131 section 4.1 starts at 4 s, which a person
 /// would wait for at every boot behind a switch that drops the first packet.
@@ -25,7 +27,7 @@ const RENEW_INTERVAL: Duration = Duration::from_secs(60);
 const SHORTEST_LEASE: Duration = Duration::from_secs(30);
 
 /// What a server gave.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Lease {
     /// Ours.
     pub(crate) address: Ipv4Addr,
@@ -45,6 +47,14 @@ pub(crate) struct Lease {
     renew: Duration,
     /// When to ask any server, from the acknowledgement on.
     rebind: Duration,
+}
+
+/// A lease in force, for the agent after this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Held {
+    lease: Lease,
+    /// When it was acknowledged, since the kernel began.
+    since: Duration,
 }
 
 /// What the shell must do.
@@ -116,6 +126,26 @@ impl Client {
         }
     }
 
+    /// A client that holds what the agent before it held, unless that has ended.
+    pub(crate) fn restore(mac: [u8; 6], seed: u64, now: Duration, held: Option<Held>) -> Self {
+        let mut client = Self::new(mac, seed);
+        let valid = |held: &Held| held.since <= now && now < held.since.saturating_add(held.lease.time);
+        if let Some(held) = held.filter(valid) {
+            client.bound_at = held.since;
+            client.lease = Some(held.lease);
+        }
+        client
+    }
+
+    /// What the agent after this one may go on with.
+    pub(crate) fn held(&self) -> Option<Held> {
+        let lease = self.lease.clone()?;
+        Some(Held {
+            lease,
+            since: self.bound_at,
+        })
+    }
+
     /// The carrier came or went. A lease outlives the carrier, but is asked for again when it is back.
     pub(crate) fn handle_carrier(&mut self, now: Duration, carrier: bool) {
         if !carrier {
@@ -126,6 +156,8 @@ impl Client {
         match &self.lease {
             Some(lease) if now < self.bound_at + lease.time => {
                 let address = lease.address;
+                // Used while it is asked for: its server may be down. What is on the link already stays there.
+                self.outputs.push_back(Output::Configure(lease.clone()));
                 self.new_xid();
                 self.state = State::Rebooting {
                     address,
@@ -193,9 +225,9 @@ impl Client {
                     retry: self.backoff(now, retry),
                 };
             }
-            State::Requesting { retry, .. } | State::Rebooting { retry, .. }
-                if retry.tries >= REQUEST_TRIES =>
-            {
+            // RFC 2131 section 3.2 (4): nobody answers, the lease has not ended, so it is used for the rest of its time.
+            State::Rebooting { retry, .. } if retry.tries >= REQUEST_TRIES => self.hold(now),
+            State::Requesting { retry, .. } if retry.tries >= REQUEST_TRIES => {
                 self.discover(now);
                 self.handle_deadline(now);
             }
@@ -258,6 +290,19 @@ impl Client {
         self.lease = Some(lease.clone());
         self.outputs.push_back(Output::Configure(lease));
         Ok(())
+    }
+
+    fn hold(&mut self, now: Duration) {
+        match &self.lease {
+            Some(lease) => {
+                self.state = State::Bound {
+                    since: self.bound_at,
+                    next: (self.bound_at + lease.renew).max(now),
+                }
+            }
+            None => self.discover(now),
+        }
+        self.handle_deadline(now);
     }
 
     /// RFC 2131 section 3.1 (6): the address is not ours; start over, a little later so that a server that always

@@ -163,8 +163,49 @@ fn a_renewal_is_taken_and_a_refusal_starts_over() {
     }
 }
 
+/// What leaves until the lease ends, with its second; and the second in which the address is taken off the link.
+fn unanswered(c: &mut Client) -> (Vec<(u64, MessageType, Ipv4Addr)>, u64) {
+    let mut seen = Vec::new();
+    let mut now = at(20);
+    loop {
+        let mut over = false;
+        while let Some(output) = c.poll_output() {
+            match output {
+                Output::Transmit { to, bytes } => {
+                    let message = Message::decode(&mut Decoder::new(&bytes)).expect("own packets decode");
+                    assert_eq!(message.opts().get(OptionCode::ServerIdentifier), None);
+                    let kind = message.opts().msg_type().expect("typed");
+                    seen.push((now.as_secs(), kind, to));
+                }
+                Output::Configure(lease) => assert_eq!(lease.address, ADDRESS),
+                Output::Deconfigure => over = true,
+            }
+        }
+        if over {
+            return (seen, now.as_secs());
+        }
+        now = c.next_deadline().expect("never gives up");
+        c.handle_deadline(now);
+    }
+}
+
+fn used_to_its_end_without_a_server(mut c: Client) {
+    c.handle_carrier(at(20), true);
+    assert!(
+        matches!(c.outputs.front(), Some(Output::Configure(lease)) if lease.address == ADDRESS),
+        "used at once: {:?}",
+        c.outputs
+    );
+    let (seen, end) = unanswered(&mut c);
+    assert_eq!(end, 1000, "to its end and no longer");
+    let first: Vec<_> = seen.iter().map(|(_, kind, to)| (*kind, *to)).take(4).collect();
+    let verify = (MessageType::Request, Ipv4Addr::BROADCAST);
+    assert_eq!(first, [verify, verify, verify, (MessageType::Request, SERVER)]);
+    assert_eq!(seen[3].0, 500, "renewed when it would have been: {seen:?}");
+}
+
 #[test]
-fn a_carrier_that_comes_back_verifies_the_address_then_discovers() {
+fn a_carrier_that_comes_back_verifies_the_address_and_keeps_it_when_nobody_answers() {
     let mut c = bound();
     c.handle_carrier(at(10), false);
     assert_eq!(
@@ -172,18 +213,34 @@ fn a_carrier_that_comes_back_verifies_the_address_then_discovers() {
         Some(at(1000)),
         "the lease outlives the carrier"
     );
-    c.handle_carrier(at(20), true);
-    let mut kinds = Vec::new();
-    while kinds.len() < 4 {
-        for (kind, _, message) in sent(&mut c) {
-            assert_eq!(message.opts().get(OptionCode::ServerIdentifier), None);
-            assert!(message.opts().get(OptionCode::RequestedIpAddress).is_some());
-            kinds.push(kind);
-        }
-        c.handle_deadline(c.next_deadline().expect("asking"));
+    used_to_its_end_without_a_server(c);
+}
+
+#[test]
+fn an_agent_that_was_started_again_goes_on_with_the_lease() {
+    let text = serde_json::to_string(&bound().held()).expect("held");
+    let held: Option<Held> = serde_json::from_str(&text).expect("as it was kept");
+    used_to_its_end_without_a_server(Client::restore(MAC, 8, at(20), held.clone()));
+    // Controls: one that has ended, and one of a time that has not come, are not used.
+    let mut later = held.clone().expect("held");
+    later.since = at(5000);
+    for (now, held) in [(at(1000), held), (at(20), Some(later))] {
+        let mut c = Client::restore(MAC, 8, now, held);
+        assert_eq!(c.held(), None);
+        c.handle_carrier(now, true);
+        assert!(matches!(sent(&mut c).as_slice(), [(MessageType::Discover, ..)]));
     }
-    use MessageType::{Discover, Request};
-    assert_eq!(kinds, [Request, Request, Request, Discover]);
+}
+
+#[test]
+fn a_lease_that_is_refused_after_a_restart_is_given_up() {
+    let mut c = Client::restore(MAC, 8, at(20), bound().held());
+    c.handle_carrier(at(20), true);
+    let request = sent(&mut c).remove(0).2;
+    c.handle_datagram(at(21), &reply(&request, MessageType::Nak, 1000))
+        .expect("heard");
+    assert_eq!(c.poll_output(), Some(Output::Deconfigure));
+    assert_eq!(c.held(), None);
 }
 
 #[test]

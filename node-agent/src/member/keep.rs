@@ -6,14 +6,17 @@ use std::io::{self, Write};
 use std::net::SocketAddrV4;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use cid_protocol::node::MemberTicket;
 use serde::{Deserialize, Serialize};
 
+use crate::dhcp::Held;
+
 /// In memory on every node: the root file system is a tmpfs, and so is `/run`.
 pub(crate) const FOLDER: &str = "/run/cid";
 /// A file of ours is never longer.
-const MAX_FILE: u64 = 256 * 1024;
+const MAX_FILE: u64 = 2 * 1024 * 1024;
 /// Addresses kept: enough to find all the others by.
 pub(crate) const MAX_PEERS: usize = 64;
 
@@ -62,6 +65,37 @@ impl Keep {
         kept.is_ok()
     }
 
+    /// The lease that the agent before this one held on the link with this address.
+    pub(crate) fn lease(&self, mac: [u8; 6]) -> Option<Held> {
+        serde_json::from_str(&self.read(&lease_file(mac))?).ok()
+    }
+
+    /// For the next agent; `None` takes it away.
+    pub(crate) fn keep_lease(&self, mac: [u8; 6], held: Option<&Held>) {
+        let name = lease_file(mac);
+        let kept = match held {
+            Some(held) => serde_json::to_string(held)
+                .map_err(io::Error::from)
+                .and_then(|text| self.write(&name, &text)),
+            None => remove(&self.folder.join(&name)),
+        };
+        if let Err(error) = kept {
+            log!("cid-agent: {}/{name}: {error}", self.folder.display());
+        }
+    }
+
+    /// When the agent before this one last heard the head, since the kernel began.
+    pub(crate) fn head_heard(&self) -> Option<Duration> {
+        Some(Duration::from_millis(self.read("head-heard")?.parse().ok()?))
+    }
+
+    /// For the next agent.
+    pub(crate) fn keep_head_heard(&self, at: Duration) {
+        if let Err(error) = self.write("head-heard", &at.as_millis().to_string()) {
+            log!("cid-agent: {}/head-heard: {error}", self.folder.display());
+        }
+    }
+
     /// A file's text; `None` when there is none, or it is too long.
     pub(crate) fn read(&self, name: &str) -> Option<String> {
         let path = self.folder.join(name);
@@ -88,6 +122,10 @@ impl Keep {
         file.write_all(text.as_bytes())?;
         fs::rename(new, path)
     }
+}
+
+fn lease_file(mac: [u8; 6]) -> String {
+    format!("lease-{}.json", mac.map(|byte| format!("{byte:02x}")).concat())
 }
 
 fn remove(path: &Path) -> io::Result<()> {
@@ -134,6 +172,9 @@ mod tests {
         assert!(keep.keep_seat(&seat));
         assert_eq!(keep.seat(), Some(seat));
         let mode = |path: PathBuf| fs::metadata(path).expect("there").permissions().mode() & 0o777;
+        keep.keep_head_heard(Duration::from_millis(1_234));
+        assert_eq!(keep.head_heard(), Some(Duration::from_millis(1_234)));
+        assert_eq!(mode(folder.path().join("cid/head-heard")), 0o600);
         assert_eq!(mode(folder.path().join("cid")), 0o700);
         assert_eq!(mode(folder.path().join("cid/member.json")), 0o600);
         fs::write(folder.path().join("cid/member.json"), "{").expect("written");

@@ -3,6 +3,7 @@
 //! it hears, and the core decides.
 
 pub(crate) mod keep;
+mod prefix;
 #[cfg(test)]
 mod tests;
 mod view;
@@ -11,7 +12,6 @@ use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use cid_discovery::history::replica::Replica;
 use cid_discovery::load::LoadVector;
 use cid_discovery::member::{Config, Event, Membership, Output, Records, To};
 use cid_discovery::seal::{GroupKey, MAX_DATAGRAM, Opener, Sealer};
@@ -32,6 +32,9 @@ const CAPACITY: usize = 4_096;
 const BATCH: usize = 256;
 /// Where the others are is kept this often, when it changed.
 const KEEP_INTERVAL: Duration = Duration::from_secs(5);
+/// The history is kept when it changed, but not again within so long, times the machines in it: a room that starts does not write it
+/// all the time.
+const KEEP_HISTORY: Duration = Duration::from_millis(5);
 /// The core hears of the head's datagrams this often.
 const HEAD_NEWS: Duration = Duration::from_secs(1);
 /// A member that leaves says so once more after this long.
@@ -158,6 +161,9 @@ struct Member {
     unicast: UdpSocket,
     group: UdpSocket,
     kept_at: Duration,
+    /// When the history, which has grown, is kept.
+    history_due: Option<Duration>,
+    history_kept: Duration,
     head_told: Duration,
     received: u64,
 }
@@ -181,8 +187,9 @@ impl Member {
             capacity: CAPACITY,
         };
         let now = started.elapsed();
+        let replica = prefix::kept(&keep, &seat.ticket.head_id);
         Ok(Self {
-            core: Membership::new(config, Records::Node(Replica::default()), seed, now),
+            core: Membership::new(config, Records::Node(replica), seed, now),
             sealer: Sealer::new(boot, &key),
             opener: Opener::new(key, CAPACITY),
             place,
@@ -194,6 +201,8 @@ impl Member {
             unicast,
             group,
             kept_at: now,
+            history_due: None,
+            history_kept: Duration::ZERO,
             head_told: now,
             received: 0,
         })
@@ -209,7 +218,13 @@ impl Member {
             if let Err(error) = self.obey(news).await {
                 return error;
             }
+            self.keep_history(now);
             let deadline = self.core.next_deadline(now).unwrap_or(now + KEEP_INTERVAL);
+            let wake = self
+                .history_due
+                .unwrap_or(deadline)
+                .min(deadline)
+                .min(now + KEEP_INTERVAL);
             let command = tokio::select! {
                 command = inbox.recv() => match command {
                     Some(command) => Some(command),
@@ -217,7 +232,7 @@ impl Member {
                 },
                 _ = self.unicast.readable() => None,
                 _ = self.group.readable() => None,
-                () = sleep_until(self.started + deadline.min(now + KEEP_INTERVAL)) => None,
+                () = sleep_until(self.started + wake) => None,
             };
             // What waits is read before anybody is judged for his silence.
             let now = self.started.elapsed();
@@ -280,13 +295,18 @@ impl Member {
         Ok(())
     }
 
-    fn tell(&self, event: Event, news: &(impl Fn(Result<News, String>) + Send + Sync)) {
+    fn tell(&mut self, event: Event, news: &(impl Fn(Result<News, String>) + Send + Sync)) {
         match event {
             Event::Superseded => news(Ok(News::Superseded)),
             Event::HeadLost => log!("cid-agent: the head is silent among the members"),
             Event::HeadBack => log!("cid-agent: the head is back among the members"),
             // Who goes home decides the core, which knows of the connection too.
-            Event::GoHome | Event::History(_) => {}
+            Event::GoHome => {}
+            Event::History(_) => {
+                let machines = u32::try_from(self.core.table().len()).unwrap_or(u32::MAX);
+                let due = self.history_kept + KEEP_HISTORY.saturating_mul(machines);
+                self.history_due.get_or_insert(due);
+            }
             Event::Appeared(_) | Event::Cleared(_) | Event::Returned(_) => {}
             Event::Suspected(_) | Event::Lost(_) | Event::Left(_) => {}
         }
@@ -355,6 +375,18 @@ impl Member {
             mine.name.clone_from(&self.seat.name);
         }
         (teller, rows)
+    }
+
+    /// For the agent after this one, which must know what everybody was with the head down.
+    fn keep_history(&mut self, now: Duration) {
+        if self.history_due.is_none_or(|due| now < due) {
+            return;
+        }
+        self.history_due = None;
+        self.history_kept = now;
+        if let Records::Node(replica) = self.core.records() {
+            prefix::keep(&self.keep, &self.seat.ticket.head_id, replica);
+        }
     }
 
     /// For the agent after this one, in a network without multicast and without a head.

@@ -211,9 +211,14 @@ fn nodes_learn_the_history_go_on_without_the_head_and_come_back_as_a_later_boot(
             ..kept
         };
         let (second, _) = node_at(2, again, folder.path(), started);
-        until(&second, "the other is found without the head", |_, rows| {
-            rows.iter().any(|row| row.name == "lab-a03")
-        })
+        until(
+            &second,
+            "the other is found, and both are what the head last said",
+            |_, rows| {
+                let found = |row: &PeerRow| row.name == "lab-a03" && row.address.is_some();
+                states(rows) == both && rows.iter().any(found)
+            },
+        )
         .await;
         until(&third, "the later boot is taken for the node", |_, rows| {
             rows.iter()

@@ -9,6 +9,7 @@ use cid_discovery::member::Membership;
 use cid_discovery::roster::Member;
 use cid_discovery::wire::{Liveness, Role};
 use cid_discovery::{Boot, NodeId};
+use cid_protocol::node::INCARNATION_STEP;
 use cid_protocol::peer::PeerRow;
 
 /// Every machine of the history, and every member that is in none; by name, then id. `me` is this node, which is in no roster of its own.
@@ -81,7 +82,10 @@ fn row(core: &Membership, id: NodeId, now: Duration, unix_ms: u64, is_me: bool) 
 }
 
 fn own_eyes(member: &Member, said: Option<(State, Boot)>) -> Option<(State, &'static str)> {
-    let named = said.filter(|(_, boot)| boot.incarnation >= member.boot.incarnation);
+    // An agent that was started again without the head took one of the next incarnations itself: the PC is the one of which the
+    // history speaks.
+    let spoken_of = |boot: &Boot| member.boot.incarnation < boot.incarnation.saturating_add(INCARNATION_STEP);
+    let named = said.filter(|(_, boot)| spoken_of(boot));
     let present = named.is_none_or(|(state, _)| state.is_present());
     match member.liveness {
         Liveness::Alive if named.is_none() => {

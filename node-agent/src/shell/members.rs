@@ -7,7 +7,7 @@ use std::time::Duration;
 use cid_protocol::node::{GroupKey, MemberTicket};
 use tokio::time::timeout;
 
-use super::{Event, Shell, seed};
+use super::{Event, Shell};
 use crate::door::Door;
 use crate::load::Meter;
 use crate::member::keep::{Keep, Seat};
@@ -17,6 +17,9 @@ use crate::member::{Handle, News, Place};
 const RETRY: Duration = Duration::from_secs(5);
 /// How long saying good-bye may take.
 const LEAVE_BOUND: Duration = Duration::from_millis(300);
+
+/// An agent after this one may believe the head silent for so much longer.
+const KEEP_HEARD: Duration = Duration::from_secs(5);
 
 /// The seat, and who sits on it.
 pub(super) struct Seating {
@@ -42,6 +45,11 @@ impl Seating {
             retry_at: Duration::ZERO,
             meter: Meter::default(),
         }
+    }
+
+    /// `bail_out` as the head told the agent before this one.
+    pub(super) fn bail_out(&self) -> Option<Duration> {
+        Some(Duration::from_secs(self.seat.as_ref()?.bail_out_secs))
     }
 
     /// Whether this node sits among the members now.
@@ -157,6 +165,13 @@ impl Shell {
 
     /// The load, and another attempt where a member ended.
     pub(super) fn every_second(&mut self, now: Duration) {
+        if self
+            .head_heard_kept
+            .is_none_or(|kept| self.node.heard() > kept + KEEP_HEARD)
+        {
+            self.head_heard_kept = Some(self.node.heard());
+            self.keep.keep_head_heard(self.node.heard());
+        }
         if self.seating.member.as_ref().is_some_and(Handle::is_over) {
             self.seating.rise();
         }
@@ -199,7 +214,9 @@ impl Shell {
             let _ = sender.try_send(Event::Member { incarnation, news });
         };
         let keep = self.seating.keep.clone();
-        match Handle::start(place, seat, keep, self.started, seed(), news) {
+        let started = self.started;
+        let member = choices().and_then(|seed| Handle::start(place, seat, keep, started, seed, news));
+        match member {
             Ok(member) => {
                 self.open_door(&member);
                 self.seating.member = Some(member);
@@ -221,6 +238,30 @@ impl Shell {
         match Door::open(&member.place, config, member.commands()) {
             Ok(door) => self.seating.door = Some(door),
             Err(error) => log!("cid-agent: its door for administrators: {error}"),
+        }
+    }
+}
+
+/// What the membership draws its numbers from, questions to the head among them, which nobody may foresee. TLS has used the
+/// kernel's generator by now, so this does not wait for it.
+fn choices() -> anyhow::Result<u64> {
+    Ok(u64::from_ne_bytes(cid_trust::random()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_members_draw_the_same_numbers() {
+        let drawn: std::collections::BTreeSet<u64> =
+            (0..1_000).map(|_| choices().expect("a number")).collect();
+        assert_eq!(drawn.len(), 1_000);
+        // Neither half stands still.
+        for shift in [0, 32] {
+            let halves: std::collections::BTreeSet<u64> =
+                drawn.iter().map(|n| (n >> shift) & 0xffff_ffff).collect();
+            assert!(halves.len() > 990, "{}", halves.len());
         }
     }
 }

@@ -21,6 +21,7 @@ use cid_protocol::measure::Measured;
 use cid_protocol::node::{FromNode, Leaving, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
+use nix::time::{ClockId, clock_gettime};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::unix::OwnedWriteHalf as InitWriter;
 use tokio::net::{UdpSocket, UnixStream};
@@ -83,6 +84,7 @@ enum Event {
 /// A link that is up, with its DHCP client.
 struct Wire {
     name: String,
+    mac: [u8; 6],
     carrier: bool,
     /// With its prefix.
     address: Option<String>,
@@ -98,7 +100,11 @@ struct Connection {
 }
 
 struct Shell {
+    /// When the kernel began: what is kept for the agent after this one is told by the same clock.
     started: Instant,
+    keep: Keep,
+    /// What the agent after this one will read.
+    head_heard_kept: Option<Duration>,
     cmdline: String,
     node: Node,
     wires: BTreeMap<u32, Wire>,
@@ -148,12 +154,15 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     let cmdline = hardware::read("/proc/cmdline");
     let keep = Keep::new(keep::FOLDER);
     let credentials = Credentials::load(&cmdline, keep.clone());
-    let config = config_from(&cmdline, &credentials);
+    let seating = members::Seating::new(keep.clone());
+    let mut config = config_from(&cmdline, &credentials);
+    config.heard = keep.head_heard();
+    config.bail_out = seating.bail_out().unwrap_or(config.bail_out);
     let boot_mac = config
         .boot_mac
         .or_else(|| links::wired().first().map(|link| link.mac))
         .unwrap_or_default();
-    let started = Instant::now();
+    let started = kernel_began();
     let now_ms = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -163,9 +172,11 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     let incarnation = u64::try_from(now_ms).unwrap_or(0);
     let announcer = Announcer::new(NodeId::of_machine(&hardware::uuid(), boot_mac), incarnation, seed);
     let (head, booted_from) = (config.head, config.boot_mac);
-    let node = Node::new(Duration::ZERO, config);
+    let node = Node::new(started.elapsed(), config);
     let shell = Shell {
         started,
+        keep,
+        head_heard_kept: None,
         cmdline,
         node,
         wires: BTreeMap::new(),
@@ -177,7 +188,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         head,
         boot_mac: booted_from,
         credentials: credentials.ok(),
-        seating: members::Seating::new(keep),
+        seating,
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
@@ -193,12 +204,20 @@ fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config 
         head: cmdline::lookup(line, cmdline::HEAD).and_then(|value| value.parse().ok()),
         boot_mac: cmdline::lookup(line, cmdline::BOOTIF).and_then(cmdline::parse_bootif),
         bail_out: secs.map_or(DEFAULT_BAIL_OUT, Duration::from_secs),
+        heard: None,
         standing: match credentials {
             Ok(credentials) if credentials.is_certified() => Standing::Certified,
             Ok(_) => Standing::Stranger,
             Err(why) => Standing::Nobody(why.clone()),
         },
     }
+}
+
+/// On the clock of deadlines, which stands still for nobody and is never set.
+fn kernel_began() -> Instant {
+    let now = Instant::now();
+    let uptime = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    now.checked_sub(uptime).unwrap_or(now)
 }
 
 /// A number that differs between boots and machines. Not `/dev/urandom`: before the kernel's generator is ready,

@@ -38,11 +38,15 @@ impl Shell {
     }
 
     fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
+        let client = Client::restore(link.mac, seed(), self.now(), self.keep.lease(link.mac));
+        let holds = client.held().is_some();
         // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
         let (up_index, name) = (link.index, link.name.clone());
         tokio::spawn(async move {
-            // First, so that it cannot take a new address away.
-            links::flush(up_index).await;
+            // First, so that it cannot take a new address away. A lease of the agent before this one is in use.
+            if !holds {
+                links::flush(up_index).await;
+            }
             if let Err(error) = links::up(up_index).await {
                 log!("cid-agent: {name}: {error:#}");
             }
@@ -63,9 +67,9 @@ impl Shell {
                 }
             }
         });
-        let client = Client::new(link.mac, seed());
         let wire = Wire {
             name: link.name.clone(),
+            mac: link.mac,
             carrier: false,
             address: None,
             client,
@@ -87,30 +91,35 @@ impl Shell {
                     log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
                 }
             }
-            dhcp::Output::Configure(lease) => match self.configure(index, &lease).await {
-                Ok(()) => {
-                    log!(
-                        "cid-agent: {}: address {}/{} from {}",
-                        wire.name,
-                        lease.address,
-                        lease.prefix,
-                        lease.server
-                    );
-                    let address = format!("{}/{}", lease.address, lease.prefix);
-                    if let Some(wire) = self.wires.get_mut(&index) {
-                        wire.address = Some(address);
+            dhcp::Output::Configure(lease) => {
+                self.keep.keep_lease(wire.mac, wire.client.held().as_ref());
+                match self.configure(index, &lease).await {
+                    Ok(()) => {
+                        log!(
+                            "cid-agent: {}: address {}/{} from {}",
+                            wire.name,
+                            lease.address,
+                            lease.prefix,
+                            lease.server
+                        );
+                        let address = format!("{}/{}", lease.address, lease.prefix);
+                        if let Some(wire) = self.wires.get_mut(&index) {
+                            wire.address = Some(address);
+                        }
+                        self.node.handle_address(now, index, Some(lease.address));
                     }
-                    self.node.handle_address(now, index, Some(lease.address));
-                }
-                Err(error) => {
-                    log!("cid-agent: {}: {error:#}", wire.name);
-                    // The next look at the links asks for the address again.
-                    if let Some(wire) = self.wires.get_mut(&index) {
-                        wire.carrier = false;
+                    Err(error) => {
+                        log!("cid-agent: {}: {error:#}", wire.name);
+                        // The next look at the links asks for the address again.
+                        if let Some(wire) = self.wires.get_mut(&index) {
+                            wire.carrier = false;
+                        }
                     }
                 }
-            },
+            }
             dhcp::Output::Deconfigure => {
+                // First: an agent that comes between takes all addresses off.
+                self.keep.keep_lease(wire.mac, None);
                 let _ = timeout(KERNEL_BOUND, links::flush(index)).await;
                 if let Some(wire) = self.wires.get_mut(&index) {
                     wire.address = None;
