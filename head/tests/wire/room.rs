@@ -127,7 +127,10 @@ impl Room {
         ] {
             run(room.at_head("ip").args(line.split(' ')));
         }
-        run(room.at_pc("ip").args(["link", "set", "pc0", "up"]));
+        // Several nodes in one namespace speak with one another by way of `lo`.
+        for card in ["lo", "pc0"] {
+            run(room.at_pc("ip").args(["link", "set", card, "up"]));
+        }
         room.write_configuration(more);
         room
     }
