@@ -30,6 +30,8 @@ pub const MAX_PER_ADDRESS: usize = 4;
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
 /// Five pulses.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::MEMBER_PULSE_SECS * 5 / 2);
+/// For what a node said before it was gone.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// For one frame to leave.
 pub const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -197,14 +199,19 @@ async fn converse<S: Transport>(
     let (mut reader, writer) = tokio::io::split(stream);
     let sender = tokio::spawn(send_loop(writer, outgoing));
     let mut writer_gone = sender;
+    let received = async {
+        match first {
+            None => enroll(core, trust, &mut reader, id).await,
+            Some(first) => receive_loop(core, first, &mut reader, id, address).await,
+        }
+    };
+    tokio::pin!(received);
     let ended = tokio::select! {
-        ended = async {
-            match first {
-                None => enroll(core, trust, &mut reader, id).await,
-                Some(first) => receive_loop(core, first, &mut reader, id, address).await,
-            }
-        } => ended,
-        _ = &mut writer_gone => Ended::ClosedByHead,
+        // What was said comes before what cannot be said any more.
+        biased;
+        ended = &mut received => ended,
+        // A node that goes home says why and is gone: our next word to it fails while its own waits to be read.
+        _ = &mut writer_gone => timeout(LAST_WORDS, received).await.unwrap_or(Ended::ClosedByHead),
     };
     core.disconnect(id);
     // Its queue is closed now; what was sent before (a refusal) still leaves, within the write's bound.

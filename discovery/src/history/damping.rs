@@ -15,6 +15,8 @@ pub const HOLD: Duration = Duration::from_secs(5);
 pub const FLAPPING_LOST_AFTER: Duration = Duration::from_secs(10);
 /// After this long without a flap one is forgiven.
 pub const FORGIVE: Duration = Duration::from_secs(60);
+/// Reason of a node that told its peers that it goes, and nothing else.
+pub const SAID_SO: &str = "said so";
 /// More flaps do not lengthen the hold: 80 seconds.
 const MAX_FLAPS: u32 = 5;
 
@@ -88,7 +90,7 @@ impl Pulse {
                 Some((self.since + hold, State::Up, "answers again"))
             }
             (Liveness::Left, State::Joining | State::Up | State::Draining | State::Suspect) => {
-                Some((self.since, State::GoingHome, "said so"))
+                Some((self.since, State::GoingHome, SAID_SO))
             }
             _ => None,
         }

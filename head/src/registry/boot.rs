@@ -3,6 +3,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use cid_discovery::history::damping::SAID_SO;
 use cid_protocol::api::NodeState;
 use cid_protocol::node::Leaving;
 use cid_protocol::trace::What;
@@ -87,6 +88,8 @@ impl Record {
             NodeState::Up | NodeState::Draining | NodeState::Suspect => true,
             // The count is zero from the moment it was up: a machine lost before that never joined.
             NodeState::Lost => self.failed_boots == 0,
+            // Its peers were told, and its own words, which say why, were lost: it may be a person's wish.
+            NodeState::GoingHome => self.reason == SAID_SO,
             _ => false,
         };
         self.hold

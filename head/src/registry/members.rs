@@ -176,6 +176,7 @@ impl Registry {
             (State::Up, None) => self.come_up(now, mac, reason),
             (State::GoingHome, _) => {
                 machine.left_unsaid = true;
+                let reason = if leaving { "told to go".to_owned() } else { reason };
                 self.enter_going_home(now, mac, reason);
             }
             _ => return,

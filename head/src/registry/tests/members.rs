@@ -190,6 +190,9 @@ fn a_goodbye_among_the_members_does_not_hide_the_person_who_took_the_pc() {
     let (mut trace, boot) = Trace::member();
     trace.judge(30, boot, State::GoingHome, "said so");
     assert_eq!(trace.state(1), NodeState::GoingHome);
+    // Were its own words lost, firmware that asks again would be sent to the PC's own disk all the same.
+    let record = trace.registry.record(mac(1)).expect("a machine");
+    assert!(record.hold_when_asking().is_some());
     trace
         .registry
         .handle_going_home(at(30), ConnectionId(1), "key pressed", Leaving::LocalBoot, &[]);
