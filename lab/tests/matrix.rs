@@ -87,7 +87,8 @@ fn smallest_memory() -> Result<()> {
 
 /// Why the head must answer every request for `grub.cfg`: Debian's signed GRUB without one stops at its prompt for good. No file
 /// in the image can help, for its built-in configuration only looks for that file.
-/// FIXME: a head that dies in the second between GRUB and its `grub.cfg` leaves a UEFI PC there; a person has to restart it.
+/// What follows is in SECURITY.md, under "A loader prompt": a head that dies in the second between GRUB and its `grub.cfg`, and stays
+/// dead while GRUB asks, leaves a UEFI PC there; a person has to restart it.
 #[test]
 fn grub_without_a_configuration_stops_at_its_prompt() -> Result<()> {
     let room = Arc::new(Room::start("no-grub-cfg")?);

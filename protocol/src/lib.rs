@@ -5,7 +5,7 @@
 //! |---|---|---|
 //! | [`api`] | `cidctl` and `cidhead` | HTTP/1.1 with JSON over a local Unix socket |
 //! | [`doctor`], [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
-//! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node, length-prefixed JSON frames |
+//! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node with mutual TLS, length-prefixed JSON frames |
 //! | [`measure`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] |
 //! | [`peer`] | `cidctl --node` and `cid-agent` | TCP with mutual TLS, the same frames |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |

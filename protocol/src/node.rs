@@ -1,5 +1,6 @@
 //! The node connection: one TCP connection that the node dials to its head and keeps open, carrying frames of
-//! a big-endian `u32` length and a JSON message. The members issue wraps it in mutual TLS; messages stay.
+//! a big-endian `u32` length and a JSON message inside mutual TLS 1.3 (`cid-trust`). A node's first connection has no certificate of its
+//! own and says [`FromNode::Enroll`] alone.
 
 use serde::{Deserialize, Serialize};
 

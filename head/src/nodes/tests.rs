@@ -202,6 +202,32 @@ async fn a_node_joins_pulses_and_is_released() {
     assert_eq!(core.connection_count(), 0);
 }
 
+/// The PC restarts the moment its words are out: the head's answers find nobody, and what it said waits to be read.
+#[tokio::test]
+async fn the_last_words_of_a_node_are_heard_though_nothing_can_be_said_to_it() {
+    for _ in 0..10 {
+        let folder = tempfile::tempdir().unwrap();
+        let core = head(folder.path());
+        let (mut node, task) = dial(&core).await;
+        node.write_all(&bytes(&hello())).await.unwrap();
+        assert!(matches!(answer(&mut node).await, ToNode::Welcome(_)));
+        let mut words = bytes(&FromNode::Pulse(Load::default())).repeat(8);
+        words.extend(bytes(&FromNode::GoingHome {
+            reason: "key pressed".into(),
+            leaving: Leaving::LocalBoot,
+            steps: Vec::new(),
+        }));
+        node.write_all(&words).await.unwrap();
+        drop(node);
+        task.await.unwrap();
+        let row = core.read(|registry| registry.rows(&registry.everyone())[0].clone());
+        assert_eq!(
+            (row.state, row.reason.as_str()),
+            (NodeState::GoingHome, "key pressed")
+        );
+    }
+}
+
 #[tokio::test]
 async fn who_breaks_the_rules_is_dropped_for_a_reason() {
     let folder = tempfile::tempdir().unwrap();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cid_protocol::api::{Event, NodeRow, NodeState};
-use cidlab::rig::{Agent, Rig};
+use cidlab::rig::{Agent, Phase, Rig};
 
 /// The room of the papers: thirteen.
 const ROOM: usize = 13;
@@ -58,6 +58,15 @@ fn all_heard_again(rig: &Rig, count: usize, limit: Duration) -> Result<Duration>
     head_says(rig, "it has heard all", limit, |nodes| {
         all_up(nodes, count) && nodes.iter().filter(|node| node.last_seen_unix >= since).count() >= count
     })
+}
+
+/// Every PC is up, by its own word.
+fn nobody_went_home(rig: &Rig) -> Result<()> {
+    for agent in rig.agents() {
+        let phase = agent.phase();
+        ensure!(matches!(phase, Phase::Up { .. }), "{}: {phase:?}", agent.mac());
+    }
+    Ok(())
 }
 
 fn state_of(nodes: &[NodeRow], agent: &Agent) -> Option<NodeState> {
