@@ -12,6 +12,7 @@ pub mod modules;
 pub mod output;
 pub mod progress;
 pub mod recipe;
+pub mod root;
 pub mod secrets;
 pub mod sources;
 pub mod usb;

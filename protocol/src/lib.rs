@@ -11,6 +11,7 @@
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
 //! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
+//! | [`services`] | `cidbuild` and `cid-agent` | `/etc/cid/services.json` in a root image |
 
 #[cfg(feature = "serde")]
 pub mod api;
@@ -25,6 +26,8 @@ pub mod measure;
 pub mod node;
 #[cfg(feature = "serde")]
 pub mod peer;
+#[cfg(feature = "serde")]
+pub mod services;
 pub mod supervision;
 #[cfg(feature = "serde")]
 pub mod trace;
