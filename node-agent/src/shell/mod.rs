@@ -88,6 +88,8 @@ struct Wire {
     carrier: bool,
     /// With its prefix.
     address: Option<String>,
+    /// The addresses of somebody before are off it.
+    clean: std::sync::Arc<std::sync::atomic::AtomicBool>,
     client: Client,
     socket: std::sync::Arc<UdpSocket>,
     reader: AbortHandle,

@@ -1,5 +1,7 @@
 //! Links: brought up, given to their DHCP clients, and the clients obeyed.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,11 +29,12 @@ impl Shell {
             {
                 log!("cid-agent: {}: {error:#}", link.name);
             }
-            if let Some(wire) = self.wires.get_mut(&link.index)
-                && wire.carrier != link.carrier
-            {
-                wire.carrier = link.carrier;
-                wire.client.handle_carrier(now, link.carrier);
+            if let Some(wire) = self.wires.get_mut(&link.index) {
+                let carrier = link.carrier && wire.clean.load(Ordering::Acquire);
+                if wire.carrier != carrier {
+                    wire.carrier = carrier;
+                    wire.client.handle_carrier(now, carrier);
+                }
             }
         }
         self.node.handle_links(now, found);
@@ -41,17 +44,23 @@ impl Shell {
         let client = Client::restore(link.mac, seed(), self.now(), self.keep.lease(link.mac));
         let holds = client.held().is_some();
         // On the side: some cards take seconds to come up, and the heartbeat must not wait for them.
-        let (up_index, name) = (link.index, link.name.clone());
+        let (up_index, name, changed) = (link.index, link.name.clone(), self.sender.clone());
+        // A lease of the agent before this one is in use.
+        let clean = Arc::new(AtomicBool::new(holds));
+        let cleaned = clean.clone();
         tokio::spawn(async move {
-            // First, so that it cannot take a new address away. A lease of the agent before this one is in use.
             if !holds {
                 links::flush(up_index).await;
+                // Only now may its client ask: a link that is up already would get its new address while the old are taken off.
+                cleaned.store(true, Ordering::Release);
+                // A full queue: links are looked at every second anyway.
+                let _ = changed.try_send(Event::LinksChanged);
             }
             if let Err(error) = links::up(up_index).await {
                 log!("cid-agent: {name}: {error:#}");
             }
         });
-        let socket = std::sync::Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
+        let socket = Arc::new(dhcp_socket(&link.name).context("DHCP socket")?);
         let (index, sender, reading) = (link.index, self.sender.clone(), socket.clone());
         let reader = tokio::spawn(async move {
             let mut buffer = [0; 1500];
@@ -72,6 +81,7 @@ impl Shell {
             mac: link.mac,
             carrier: false,
             address: None,
+            clean,
             client,
             socket,
             reader: reader.abort_handle(),
