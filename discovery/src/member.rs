@@ -27,7 +27,7 @@ use crate::history::{Change, State};
 use crate::identity::{Boot, NodeId};
 use crate::load::{LoadBook, LoadVector};
 use crate::random::Random;
-use crate::roster::{Member, Roster};
+use crate::roster::Roster;
 use crate::rumors::{Origin, Rumors};
 use crate::wire::{Digest, Kind, Liveness, Mode, Refusal, Refusals, Role, Rumor};
 
@@ -248,12 +248,7 @@ impl Membership {
             return;
         }
         self.mode = mode;
-        let watchers: Vec<SocketAddrV4> = self
-            .roster
-            .members()
-            .filter(|member| member.is_present() && self.watches_me(member))
-            .map(|member| member.address)
-            .collect();
+        let watchers = self.roster.watchers_of(self.config.me.id);
         for address in watchers {
             // Twice, because it may be lost; the next ping would tell anyway.
             self.send(now, To::Member(address), Kind::Gossip, Vec::new());
@@ -459,11 +454,6 @@ impl Membership {
             address: self.config.address,
             by: None,
         }
-    }
-
-    fn watches_me(&self, member: &Member) -> bool {
-        let me = self.config.me.id;
-        self.roster.is_watcher(member.boot.id, me, 1)
     }
 
     fn event(&mut self, event: Event) {

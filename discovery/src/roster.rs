@@ -251,6 +251,21 @@ impl Roster {
         after.chain(self.members.iter()).find(watched)
     }
 
+    /// Where those are reached that ask the owner, `me`, whether it is there: the next before it on the ring that is
+    /// alive, and whoever stands between and is only doubted.
+    pub fn watchers_of(&self, me: NodeId) -> Vec<SocketAddrV4> {
+        let mut watchers = Vec::new();
+        let around = self.members.before(me).chain(self.members.iter().rev());
+        let nodes = |member: &&Member| member.role == Role::Node && member.is_present();
+        for member in around.take(self.members.len()).filter(nodes) {
+            watchers.push(member.address);
+            if member.liveness == Liveness::Alive {
+                break;
+            }
+        }
+        watchers
+    }
+
     /// Whether `me` is one of the `most` members before `id` on the ring: those that give a second opinion about it.
     pub fn is_watcher(&self, me: NodeId, id: NodeId, most: usize) -> bool {
         let alive = |member: &&Member| {

@@ -44,6 +44,7 @@ pub(super) struct Probe {
     tries: u32,
     helpers: usize,
     refused: usize,
+    began: Duration,
     pub(super) next: Duration,
 }
 
@@ -236,6 +237,7 @@ impl Membership {
             tries: 0,
             helpers: 0,
             refused: 0,
+            began: now,
             next: now,
         };
         self.probes.insert(number, probe);
@@ -340,7 +342,7 @@ impl Membership {
                 self.health = self.health.saturating_sub(1);
                 self.withdraw(now, probe.target.id);
                 if self.config.head.is_some_and(|(id, _)| id == probe.target.id) {
-                    self.handle_head(now);
+                    self.handle_head(now, probe.began);
                 }
             }
         }
@@ -391,7 +393,9 @@ impl Membership {
         rumor.liveness = Liveness::Suspect;
         rumor.by = Some(self.config.me.id);
         if !self.is_head() && now > self.head_heard + Duration::from_secs(1) {
-            // Whether we hear the head decides what our word is worth when the doubt ends.
+            // Whether we hear the head decides what our word is worth when the doubt ends; an answer to an earlier
+            // question says nothing of that.
+            self.probes.retain(|_, probe| probe.purpose != Purpose::Head);
             self.ask_head(now);
         }
         self.take(now, rumor, Origin::Mine);

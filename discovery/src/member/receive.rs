@@ -124,8 +124,8 @@ impl Membership {
             let effect = self.roster.apply(now, &rumor);
             self.apply_effect(now, from, effect);
             // What the whole group heard needs few to repeat it.
-            let few = self.roster.is_watcher(self.config.me.id, from.id, WATCHERS);
-            if message.role == Role::Node && (!message.to_group || self.is_head() || few) {
+            let few = || self.roster.is_watcher(self.config.me.id, from.id, WATCHERS);
+            if message.role == Role::Node && (!message.to_group || self.is_head() || few()) {
                 self.rumors.push(rumor, Origin::Heard);
                 self.gossip_soon(now);
             }
@@ -234,8 +234,8 @@ impl Membership {
         appeared: bool,
         to_group: bool,
     ) -> Result<(), Refusal> {
-        let few = self.roster.is_watcher(self.config.me.id, from.id, WATCHERS);
-        if to_group && !((self.is_head() || few) && appeared) {
+        let few = || self.roster.is_watcher(self.config.me.id, from.id, WATCHERS);
+        if to_group && !(appeared && (self.is_head() || few())) {
             return Ok(());
         }
         if !self.may_favour(now) {

@@ -6,9 +6,13 @@ use core::time::Duration;
 use super::{Event, HEAD_LEASE, Membership};
 
 impl Membership {
-    /// The head answered a question of ours: nobody can play that back.
-    pub(super) fn handle_head(&mut self, now: Duration) {
-        self.head_heard = now;
+    /// The head answered what we asked it at `asked`: nobody can play that back. Somebody can withhold it, and a process
+    /// that gets no CPU keeps its questions open: so it says that the head was there then, not that it is now.
+    pub(super) fn handle_head(&mut self, now: Duration, asked: Duration) {
+        if now >= asked + HEAD_LEASE {
+            return;
+        }
+        self.head_heard = self.head_heard.max(asked);
         self.head_spoke = true;
         if self.head_lost {
             self.head_lost = false;

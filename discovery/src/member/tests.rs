@@ -219,6 +219,60 @@ fn acts_for_the_cluster_only_near_the_heads_voice_and_goes_home_without() {
 }
 
 #[test]
+fn a_withheld_answer_counts_from_the_question() {
+    let mut a = node(1, SECOND);
+    let mut head = says(Kind::Gossip);
+    head.role = Role::Head;
+    hears(&mut a, 2 * SECOND, HEAD, &head).expect("taken");
+    a.handle_deadline(2 * SECOND);
+    let asked = drain(&mut a)
+        .0
+        .iter()
+        .find_map(|(_, message)| match message.kind {
+            Kind::Ping { probe } => Some(probe),
+            _ => None,
+        });
+    // The process gets no CPU, and keeps its question open by that; the head dies meanwhile.
+    for second in 3..20 {
+        a.handle_deadline(second * SECOND);
+    }
+    head.kind = Kind::Ack {
+        probe: asked.expect("asked"),
+    };
+    hears(&mut a, 20 * SECOND, HEAD, &head).expect("taken");
+    assert!(a.may_act(20 * SECOND));
+    assert!(
+        !a.may_act(2 * SECOND + HEAD_LEASE),
+        "it says that the head was there at 2 s"
+    );
+}
+
+#[test]
+fn who_asks_us_hears_at_once_how_closely_we_want_to_be_watched() {
+    let mut a = node(5, SECOND);
+    for id in [2, 4, 7, 9] {
+        hears(&mut a, SECOND, id, &says(Kind::Gossip)).expect("taken");
+    }
+    drain(&mut a);
+    a.handle_mode(2 * SECOND, Mode::Busy);
+    let told = |member: &mut Membership| -> Vec<To> {
+        let busy = |(to, message): (To, Message)| (message.mode == Mode::Busy).then_some(to);
+        drain(member).0.into_iter().filter_map(busy).collect()
+    };
+    assert_eq!(told(&mut a), [To::Member(address(4)), To::Member(address(4))]);
+    let mut first = node(1, SECOND);
+    hears(&mut first, SECOND, 9, &says(Kind::Gossip)).expect("taken");
+    hears(&mut first, SECOND, 3, &says(Kind::Gossip)).expect("taken");
+    drain(&mut first);
+    first.handle_mode(2 * SECOND, Mode::Busy);
+    assert_eq!(
+        told(&mut first).first(),
+        Some(&To::Member(address(9))),
+        "round the ring"
+    );
+}
+
+#[test]
 fn who_hears_the_head_does_not_believe_the_deaths_of_those_who_do_not() {
     let mut a = node(1, SECOND);
     let mut head = says(Kind::Gossip);

@@ -4,13 +4,14 @@
 
 #![allow(dead_code, reason = "each test uses its part of the simulator")]
 
+mod queue;
 mod shell;
 mod views;
 mod wire;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
+use std::rc::Rc;
 use std::time::Duration;
 
 use cid_discovery::history::chronicle::Chronicle;
@@ -22,6 +23,7 @@ use cid_discovery::seal::{GroupKey, Opener, Sealer};
 use cid_discovery::wire::{Digest, Kind, Liveness, MAX_RUMORS, Message, Mode, Role, Rumor};
 use cid_discovery::{Boot, Membership, NodeId};
 
+use queue::Queue;
 pub(crate) use shell::Planted;
 pub(crate) use wire::{Datagram, Wire};
 
@@ -60,7 +62,7 @@ pub(crate) struct Host {
     pub(crate) clock: Duration,
     /// It cannot run before this.
     asleep_until: Duration,
-    inbox: VecDeque<Datagram>,
+    inbox: VecDeque<Rc<Datagram>>,
     /// Present in a room whose datagrams are really sealed.
     pub(crate) keys: Option<(Sealer, Opener)>,
     /// The group key that it holds.
@@ -107,31 +109,12 @@ fn roster(rumors: &[Rumor]) -> Message {
 }
 
 enum Happening {
-    Arrives(usize, Datagram),
+    Arrives(usize, Rc<Datagram>),
     Wake(usize),
     /// A machine that waits asks for its ticket.
     Ticket(usize),
     /// A node asks for the key of now.
     Key(usize),
-}
-
-struct Entry(Duration, u64, Happening);
-
-impl PartialEq for Entry {
-    fn eq(&self, other: &Self) -> bool {
-        (self.0, self.1) == (other.0, other.1)
-    }
-}
-impl Eq for Entry {}
-impl PartialOrd for Entry {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Entry {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        (self.0, self.1).cmp(&(other.0, other.1))
-    }
 }
 
 pub(crate) struct World {
@@ -157,7 +140,7 @@ pub(crate) struct World {
     /// Whether the rotation to it excluded somebody.
     revoked: bool,
     /// What somebody on the wire has recorded: to whom, and what.
-    pub(crate) recorded: Vec<(usize, Datagram)>,
+    pub(crate) recorded: Vec<(usize, Rc<Datagram>)>,
     /// How far the head's wall clock is off, in milliseconds.
     pub(crate) wall_ms: i64,
     /// Bytes sent by kind of datagram, the kind being the body's first byte.
@@ -165,8 +148,9 @@ pub(crate) struct World {
     /// Nothing is sent.
     muted: bool,
     random: Random,
-    queue: BinaryHeap<Reverse<Entry>>,
-    order: u64,
+    queue: Queue<Happening>,
+    /// Datagrams sent so far.
+    serial: u64,
     /// The host that ran last.
     pub(crate) ran: usize,
     /// Chain hash of the head's history by length.
@@ -205,8 +189,8 @@ impl World {
             by_kind: [0; 16],
             muted: false,
             random: Random::new(seed),
-            queue: BinaryHeap::new(),
-            order: 0,
+            queue: Queue::default(),
+            serial: 0,
             ran: 0,
             chains: vec![CHAIN_START],
             latest: BTreeMap::new(),
@@ -451,8 +435,7 @@ impl World {
 
     /// The next thing before `end`; false when there is none.
     pub(crate) fn step(&mut self, end: Duration) -> bool {
-        let due = self.queue.peek().is_some_and(|Reverse(entry)| entry.0 <= end);
-        let Some(Reverse(Entry(at, _, happening))) = due.then(|| self.queue.pop()).flatten() else {
+        let Some((at, happening)) = self.queue.pop(end) else {
             return false;
         };
         self.now = self.now.max(at);
@@ -488,8 +471,7 @@ impl World {
     }
 
     fn push(&mut self, at: Duration, happening: Happening) {
-        self.order += 1;
-        self.queue.push(Reverse(Entry(at, self.order, happening)));
+        self.queue.push(at, happening);
     }
 
     /// Notes a broken promise, the first one.

@@ -88,14 +88,14 @@ impl World {
             }
             None => body,
         };
-        self.order += 1;
-        let datagram = Datagram {
+        self.serial += 1;
+        let datagram = Rc::new(Datagram {
             from: host.boot,
             source: host.address,
             body: body.into(),
-            serial: self.order,
+            serial: self.serial,
             stranger: false,
-        };
+        });
         match to {
             To::Member(address) => {
                 let offset = u32::from(*address.ip()).wrapping_sub(FIRST_ADDRESS) as usize % ADDRESSES;
@@ -112,7 +112,7 @@ impl World {
         }
     }
 
-    fn deliver(&mut self, from: usize, to: usize, datagram: Datagram) {
+    fn deliver(&mut self, from: usize, to: usize, datagram: Rc<Datagram>) {
         let cut = self.hosts[from].side != self.hosts[to].side || self.is_one_way(from, to);
         if cut || self.hosts[to].member.is_none() {
             return;
@@ -149,7 +149,7 @@ impl World {
         self.is_on(0) && self.hosts[index].side == self.hosts[0].side && !self.is_one_way(0, index)
     }
 
-    pub(super) fn arrive(&mut self, index: usize, datagram: Datagram) {
+    pub(super) fn arrive(&mut self, index: usize, datagram: Rc<Datagram>) {
         let host = &mut self.hosts[index];
         if host.member.is_none() {
             return;
@@ -173,7 +173,7 @@ impl World {
             serial: 0,
             stranger: true,
         };
-        self.push(self.now, Happening::Arrives(to, datagram));
+        self.push(self.now, Happening::Arrives(to, Rc::new(datagram)));
     }
 
     /// Somebody on the wire plays recorded datagrams back, in the senders' names: as they were, changed in one bit, or
@@ -181,9 +181,10 @@ impl World {
     pub(crate) fn replay(&mut self, times: usize) {
         for _ in 0..times.min(self.recorded.len()) {
             let pick = self.below(self.recorded.len());
-            let Some((mut to, mut datagram)) = self.recorded.get(pick).cloned() else {
+            let Some((mut to, datagram)) = self.recorded.get(pick).cloned() else {
                 return;
             };
+            let mut datagram = Datagram::clone(&datagram);
             match self.below(3) {
                 0 => {}
                 1 => {
@@ -199,7 +200,7 @@ impl World {
                     datagram.stranger = true;
                 }
             }
-            self.push(self.now, Happening::Arrives(to, datagram));
+            self.push(self.now, Happening::Arrives(to, Rc::new(datagram)));
         }
     }
 }
