@@ -94,7 +94,7 @@ fn read_part(stream: &mut impl Read) -> Result<PeerNodes> {
     match serde_json::from_slice(&bytes)? {
         FromPeer::Nodes(part) => Ok(part),
         FromPeer::Refused { reason } => bail!("it refuses: {reason}"),
-        FromPeer::Measure(_) => bail!("it answers what was not asked"),
+        FromPeer::Measure(_) | FromPeer::Root(_) => bail!("it answers what was not asked"),
     }
 }
 

@@ -333,6 +333,8 @@ where
             }
             (FromNode::Hello(_), true) => return Ended::HelloTwice,
             (FromNode::Measure(_), true) => return Ended::MeasuresTooMuch,
+            // Nothing was promised.
+            (FromNode::Root(_), true) => continue,
             (FromNode::Hello(hello), false) => {
                 joined = true;
                 core.act(|registry, now| registry.handle_hello(now, id, address, *hello))

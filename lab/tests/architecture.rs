@@ -13,10 +13,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cid-sys", &[]),
     ("cid-initramfs", &[]),
     ("cid-discovery", &[]),
+    ("cid-content", &[]),
     ("cid-manual", &[]),
     ("cid-trust", &[]),
     ("cid-bootserver", &["cid-protocol"]),
-    ("cidbuild", &["cid-protocol", "cid-initramfs", "cid-manual"]),
+    (
+        "cidbuild",
+        &["cid-protocol", "cid-initramfs", "cid-manual", "cid-content"],
+    ),
     (
         "cidhead",
         &[
@@ -24,6 +28,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "cid-sys",
             "cid-bootserver",
             "cid-discovery",
+            "cid-content",
             "cid-manual",
             "cid-trust",
         ],
@@ -31,7 +36,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("cid-init", &["cid-protocol", "cid-sys"]),
     (
         "cid-agent",
-        &["cid-protocol", "cid-sys", "cid-discovery", "cid-trust"],
+        &[
+            "cid-protocol",
+            "cid-sys",
+            "cid-discovery",
+            "cid-content",
+            "cid-trust",
+        ],
     ),
     ("cidctl", &["cid-protocol", "cid-manual", "cid-trust"]),
     ("cidlab", &["cid-protocol", "cid-sys", "cid-trust", "cid-manual"]),
@@ -57,6 +68,7 @@ const INIT_CLOSURE: &[&str] = &[
 /// Source files or folders that are cores, and the words that would make them something else.
 const PURE: &[&str] = &[
     "discovery/src",
+    "content/src",
     "initramfs/src",
     "trust/src",
     "bootserver/src/policy.rs",

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use cid_protocol::NODE_PORT;
 use cid_protocol::peer::{FromPeer, MAX_ROWS, PeerNodes, ToPeer};
+use cid_protocol::root::RootAnswer;
 use cid_trust::rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -106,6 +107,8 @@ async fn visit(
             Some(ToPeer::Measure(probe)) => {
                 timeout(QUESTION_BOUND, measured.answer(&mut stream, &socket, probe)).await??;
             }
+            // It has no root image.
+            Some(ToPeer::Root(_)) => frames::write(&mut stream, &FromPeer::Root(RootAnswer::Missing)).await?,
             None => return Ok(()),
         }
     }

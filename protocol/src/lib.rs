@@ -7,7 +7,8 @@
 //! | [`doctor`], [`trace`] | `cidctl` and `cidhead` | part of [`api`] |
 //! | [`node`] | `cid-agent` and `cidhead` | one TCP connection per node with mutual TLS, length-prefixed JSON frames |
 //! | [`measure`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] |
-//! | [`peer`] | `cidctl --node` and `cid-agent` | TCP with mutual TLS, the same frames |
+//! | [`peer`] | `cidctl --node` and `cid-agent`, `cid-agent` and its peers | TCP with mutual TLS, the same frames |
+//! | [`root`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] and [`peer`] |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
 //! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
@@ -26,6 +27,8 @@ pub mod measure;
 pub mod node;
 #[cfg(feature = "serde")]
 pub mod peer;
+#[cfg(feature = "serde")]
+pub mod root;
 #[cfg(feature = "serde")]
 pub mod services;
 pub mod supervision;

@@ -5,6 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::measure::{Answer, Measured, Probe};
+use crate::root::{RootOrder, RootPromise, RootReport};
 
 /// Version of the messages. Peers of another version refuse each other with a reason.
 pub const NODE_PROTOCOL_VERSION: u32 = 1;
@@ -35,6 +36,8 @@ pub enum FromNode {
     Pulse(Load),
     /// What is the time?
     Time(TimeQuestion),
+    /// Of the root image that the welcome promised.
+    Root(RootReport),
     /// The node is going home for this reason (a person pressed a key, the head asked, an alarm).
     GoingHome {
         /// Plain words.
@@ -127,6 +130,8 @@ pub enum ToNode {
         /// It.
         packet: String,
     },
+    /// Of the root image that it fetches.
+    Root(RootOrder),
     /// Drain and reboot into the PC's own system.
     Release {
         /// Time allowed for draining, in seconds.
@@ -345,6 +350,9 @@ pub struct Welcome {
     /// Its place among the members; `None` from a head that takes no part in membership.
     #[serde(default)]
     pub member: Option<MemberTicket>,
+    /// The root image it shall run: `joining` until it is mounted. `None`: the initramfs is all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Box<RootPromise>>,
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ pub enum ToPeer {
     Nodes,
     /// What is the way to you worth? Asked by a node that is about to join; filler is only given, never taken.
     Measure(crate::measure::Probe),
+    /// Of a root image's chunks. Asked by nodes only.
+    Root(crate::root::RootQuestion),
 }
 
 /// From the node.
@@ -26,6 +28,8 @@ pub enum FromPeer {
     Nodes(PeerNodes),
     /// Answer to [`ToPeer::Measure`].
     Measure(crate::measure::Answer),
+    /// Answer to [`ToPeer::Root`].
+    Root(crate::root::RootAnswer),
     /// No answer; the node closes.
     Refused {
         /// Plain words.

@@ -6,6 +6,7 @@ use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ED25519, PublicKeyData, SignatureAlgorithm,
 };
+use rustls::SignatureScheme;
 use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer};
 
 use crate::{Identity, IdentityError, Peer, Pin, PrivateKey, TokenSecret};
@@ -14,6 +15,8 @@ use crate::{Identity, IdentityError, Peer, Pin, PrivateKey, TokenSecret};
 const ED25519_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
 ];
+/// Tag of a SEQUENCE (X.690), with which a TBSCertificate begins.
+const DER_SEQUENCE: u8 = 0x30;
 /// Bytes of the key itself (RFC 8032, 5.1.5).
 const KEY_LENGTH: usize = 32;
 
@@ -26,6 +29,12 @@ pub enum AuthorityError {
     /// Not the SubjectPublicKeyInfo of an Ed25519 key.
     #[error("not a public key of Ed25519")]
     BadPublicKey,
+    /// A document that could pass for a certificate.
+    #[error("a document that begins as a certificate does is not signed")]
+    LikeACertificate,
+    /// The library gave none.
+    #[error("signing failed")]
+    NoSignature,
     /// The library's words.
     #[error("signing failed: {0}")]
     Signing(#[from] rcgen::Error),
@@ -112,6 +121,30 @@ impl Authority {
         }
         let certificate = params.signed_by(&PublicKey(theirs), &self.issuer)?;
         Ok(certificate.der().to_vec())
+    }
+
+    /// Its raw public key (RFC 8032, 5.1.5); [`Authority::pin`] is over the SubjectPublicKeyInfo that wraps it.
+    pub fn public_key(&self) -> [u8; KEY_LENGTH] {
+        let wrapped = self.key.public_key();
+        // `PrivateKey` is of no other kind of key.
+        *wrapped.last_chunk().unwrap_or(&[0; KEY_LENGTH])
+    }
+
+    /// A signature over a document that is no certificate (RFC 8032, 5.1.6). The document's first byte must not be 0x30, with which
+    /// certificates begin.
+    ///
+    /// # Errors
+    /// [`AuthorityError::LikeACertificate`]; [`AuthorityError::NoSignature`] when the library fails, which it has no cause to.
+    pub fn sign_bytes(&self, document: &[u8]) -> Result<[u8; 64], AuthorityError> {
+        if document.first() == Some(&DER_SEQUENCE) {
+            return Err(AuthorityError::LikeACertificate);
+        }
+        self.key
+            .signer()
+            .choose_scheme(&[SignatureScheme::ED25519])
+            .and_then(|signer| signer.sign(document).ok())
+            .and_then(|signature| signature.try_into().ok())
+            .ok_or(AuthorityError::NoSignature)
     }
 
     /// A fresh key with a certificate for `peer`: the head's own at each start, and the administrator's.

@@ -24,6 +24,11 @@ impl Pin {
         let hash = digest(&SHA256, &parsed.subject_public_key_info());
         hash.as_ref().try_into().ok().map(Self)
     }
+
+    /// The hash itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl FromStr for Pin {

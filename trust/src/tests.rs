@@ -331,3 +331,15 @@ fn a_token_without_a_uuid_is_for_the_mac_alone_and_that_cannot_be_claimed_later(
         );
     }
 }
+
+#[test]
+fn a_document_is_signed_by_the_key_behind_the_pin_and_never_a_certificate() {
+    let authority = authority();
+    let signature = authority.sign_bytes(b"words").unwrap();
+    let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, authority.public_key());
+    assert!(key.verify(b"words", &signature).is_ok());
+    assert!(key.verify(b"other words", &signature).is_err());
+    // What it signs as certificates begins with a SEQUENCE; a document that does might be one.
+    let refused = authority.sign_bytes(&[0x30, 0x82]);
+    assert!(matches!(refused, Err(AuthorityError::LikeACertificate)));
+}

@@ -112,6 +112,7 @@ impl Registry {
             at_close,
             way_home,
             member: member.ticket,
+            root: None,
         };
         self.outputs.push_back(Output::Send {
             connection,

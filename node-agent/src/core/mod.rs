@@ -370,6 +370,7 @@ impl Node {
                 | ToNode::Certificate(_)
                 | ToNode::Key(_)
                 | ToNode::Time { .. }
+                | ToNode::Root(_)
                 | ToNode::Measure(_),
             ) => {}
         }

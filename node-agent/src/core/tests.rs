@@ -75,6 +75,7 @@ fn welcome() -> ToNode {
         at_close: Ending::PowerOff,
         way_home: WayHome::BootNext,
         member: None,
+        root: None,
     })
 }
 

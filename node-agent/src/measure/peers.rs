@@ -96,7 +96,7 @@ async fn next<R: AsyncRead + Unpin>(reader: &mut frames::Reader<R>) -> std::io::
     match reader.next().await? {
         Some(FromPeer::Measure(answer)) => Ok(answer),
         Some(FromPeer::Refused { reason }) => Err(std::io::Error::other(reason)),
-        Some(FromPeer::Nodes(_)) | None => Err(std::io::ErrorKind::UnexpectedEof.into()),
+        Some(FromPeer::Nodes(_) | FromPeer::Root(_)) | None => Err(std::io::ErrorKind::UnexpectedEof.into()),
     }
 }
 
