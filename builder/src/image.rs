@@ -18,6 +18,7 @@ use crate::modules::{self, Selection};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::recipe::{FileChoice, KernelChoice, Located, Recipe};
+use crate::secrets;
 
 /// What the command line adds to the recipe.
 #[derive(Debug, Clone)]
@@ -403,6 +404,13 @@ fn add_extras(plan: &mut Plan, recipe: &Recipe) -> anyhow::Result<()> {
         let at = |error: String| recipe.error(file.path.line, error);
         let bytes = fs::read(&file.source)
             .map_err(|error| at(format!("source {}: {error}", file.source.display())))?;
+        if let Some(finding) = secrets::findings(&file.path.value, &bytes, &[])
+            .into_iter()
+            .next()
+            && !file.public
+        {
+            return Err(at(format!("{finding}; if it is no secret, say public = true")).into());
+        }
         plan.add(
             &file.path.value,
             Node::File {
@@ -439,4 +447,28 @@ fn file_entry(node: &Node) -> FileEntry {
 
 fn read(file: &Path) -> anyhow::Result<Vec<u8>> {
     fs::read(file).with_context(|| file.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_private_key_among_the_added_files_is_refused_unless_it_is_said_to_be_public() {
+        let folder = tempfile::tempdir().unwrap();
+        let pem = format!("-----BEGIN PRIVATE KEY-----\n{}\n", "QUJD".repeat(12));
+        fs::write(folder.path().join("a"), pem).unwrap();
+        let recipe = |line: &str| {
+            let text = format!(
+                "[modules]\nnic = [\"virtio_net\"]\n[[file]]\npath = \"/etc/a\"\nsource = \"a\"\n{line}"
+            );
+            Recipe::parse(&folder.path().join("try.toml"), &text).unwrap()
+        };
+        let error = add_extras(&mut Plan::default(), &recipe(""))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("try.toml:4: /etc/a: a private key"), "{error}");
+        assert!(!error.contains("QUJD"), "{error}");
+        add_extras(&mut Plan::default(), &recipe("public = true\n")).unwrap();
+    }
 }

@@ -70,6 +70,8 @@ pub struct ExtraFile {
     pub source: PathBuf,
     /// Permission bits.
     pub permissions: u32,
+    /// Goes in although it looks like a secret: everybody on the network can read an image.
+    pub public: bool,
 }
 
 /// A symbolic link that the recipe adds.

@@ -1,8 +1,13 @@
 //! Finds secrets in what an image holds: by structure, not by words alone, since programs that read keys hold the words,
 //! too. Never prints what it found.
 
-use cid_initramfs::decompressor;
 use std::io::Read;
+
+use base64::Engine as _;
+use base64::alphabet;
+use base64::engine::GeneralPurpose;
+use base64::engine::general_purpose::{NO_PAD, STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use cid_initramfs::decompressor;
 
 /// What one place holds that it should not: what, why, and the remedy, on one line without the secret.
 pub fn findings(place: &str, bytes: &[u8], known: &[Vec<u8>]) -> Vec<String> {
@@ -45,8 +50,9 @@ pub fn known(text: &str) -> Vec<Vec<u8>> {
             let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             forms.push(hex.to_uppercase().into_bytes());
             forms.push(hex.into_bytes());
-            forms.push(to_base64(&bytes, *b"+/"));
-            forms.push(to_base64(&bytes, *b"-_"));
+            // Without padding: what is padded holds it as well.
+            forms.push(STANDARD_NO_PAD.encode(&bytes).into_bytes());
+            forms.push(URL_SAFE_NO_PAD.encode(&bytes).into_bytes());
             forms.push(bytes);
         }
     }
@@ -147,43 +153,16 @@ fn from_hex(text: &str) -> Option<Vec<u8>> {
         .collect()
 }
 
+/// In either alphabet, with or without padding.
 fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let (mut bits, mut count, mut output) = (0_u32, 0, Vec::new());
-    for byte in text.trim_end_matches('=').bytes() {
-        let value = match byte {
-            b'-' => 62,
-            b'_' => 63,
-            _ => ALPHABET.iter().position(|letter| *letter == byte)? as u32,
-        };
-        bits = (bits << 6 | value) & 0xff_ffff;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            output.push((bits >> count) as u8);
-        }
-    }
-    Some(output)
+    let text = text.trim_end_matches('=').replace('-', "+").replace('_', "/");
+    LENIENT.decode(text).ok()
 }
 
-/// Without padding: what is padded holds it as well.
-fn to_base64(bytes: &[u8], last: [u8; 2]) -> Vec<u8> {
-    let mut output = Vec::new();
-    for chunk in bytes.chunks(3) {
-        let bits =
-            chunk.iter().fold(0_u32, |sum, byte| sum << 8 | u32::from(*byte)) << (8 * (3 - chunk.len()));
-        for place in 0..=chunk.len() {
-            let index = (bits >> (18 - 6 * place) & 63) as usize;
-            output.push(match index {
-                62 => last[0],
-                63 => last[1],
-                _ => ALPHABET.get(index).copied().unwrap_or_default(),
-            });
-        }
-    }
-    output
-}
+/// The last letter may hold stray bits: people cut and paste.
+const LENIENT: GeneralPurpose =
+    GeneralPurpose::new(&alphabet::STANDARD, NO_PAD.with_decode_allow_trailing_bits(true));
 
-const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 /// Shorter ones would be found by chance.
 const KNOWN_MIN: usize = 8;
 const UNPACKED_LIMIT: u64 = 256 << 20;
@@ -238,13 +217,13 @@ mod tests {
     fn a_known_secret_in_any_form() {
         let bytes = key();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
-        for given in [hex.clone(), String::from_utf8(to_base64(&bytes, *b"-_")).unwrap()] {
+        for given in [hex.clone(), URL_SAFE_NO_PAD.encode(&bytes)] {
             let forms = known(&given);
             for held in [
                 bytes.clone(),
                 hex.clone().into_bytes(),
-                to_base64(&bytes, *b"+/"),
-                to_base64(&bytes, *b"-_"),
+                STANDARD_NO_PAD.encode(&bytes).into_bytes(),
+                URL_SAFE_NO_PAD.encode(&bytes).into_bytes(),
             ] {
                 assert_eq!(
                     findings("/x", &[b"aa", held.as_slice(), b"bb"].concat(), &forms).len(),

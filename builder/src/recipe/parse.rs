@@ -83,6 +83,8 @@ struct RawFile {
     path: Spanned<String>,
     source: PathBuf,
     mode: Option<Spanned<String>>,
+    #[serde(default)]
+    public: bool,
 }
 
 #[derive(Deserialize)]
@@ -318,6 +320,7 @@ impl Context<'_> {
             path,
             source: self.beside(&raw.source),
             permissions,
+            public: raw.public,
         })
     }
 
