@@ -13,8 +13,10 @@ use crate::wire::{BUCKETS, Digest, Kind, MAX_RUMORS, Refusal, Role};
 const SETTLED: Duration = Duration::from_millis(600);
 /// And at most this often.
 const COMPARE_AGAIN: Duration = Duration::from_secs(1);
-/// A roster that never agreed is compared sooner, ever less often.
+/// A roster that never agreed is compared sooner, ever less often, until all of a room of its size, switched on
+/// together, would compare 500 times a second: a lossy wire makes a newcomer ask again.
 const COMPARE_FIRST: Duration = Duration::from_millis(100);
+const COMPARE_SHARE: Duration = Duration::from_millis(2);
 /// Datagrams in answer to one question.
 const BURST: usize = 8;
 /// How long an answer to a pull may take.
@@ -44,7 +46,9 @@ impl Membership {
         let due = if self.synced {
             (self.changed + SETTLED).max(self.compared + COMPARE_AGAIN)
         } else {
-            self.compared + COMPARE_FIRST * (1 << self.compares.min(5))
+            let members = u32::try_from(self.roster.present()).unwrap_or(u32::MAX);
+            let share = COMPARE_SHARE.saturating_mul(members).max(2 * COMPARE_FIRST);
+            self.compared + share.min(COMPARE_FIRST * (1 << self.compares.min(5)))
         };
         self.mismatch = Some((source, due));
         self.handle_mismatch(now);

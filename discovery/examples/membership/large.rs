@@ -1,0 +1,61 @@
+//! A room of 10,000: filled once, since that is most of the work; then everything is measured in it.
+
+use std::time::Instant;
+
+use cid_discovery::wire::Mode;
+
+use crate::rooms::{crashes, joins, named, restarted};
+use crate::sim::secs;
+use crate::traffic::count;
+use crate::{WIRES, cpu_seconds, formed, resident_mb, set_mode, spread, wire};
+
+/// Lives through one.
+pub(crate) fn room(nodes: usize) {
+    let (began, cpu) = (Instant::now(), cpu_seconds());
+    let mut world = formed(nodes, true);
+    let report = |what: String| {
+        println!(
+            "{nodes} nodes, {what} ({:.0} MB, {:.0} s, of processors {:.0} s)",
+            resident_mb(),
+            began.elapsed().as_secs_f64(),
+            cpu_seconds() - cpu
+        );
+    };
+    report("formed".to_owned());
+    for way in WIRES {
+        world.wire = wire(way);
+        for mode in [Mode::Quiet, Mode::Busy] {
+            let alarms = world.false_alarms;
+            let times = crashes(&mut world, mode, 3);
+            report(format!(
+                "{}, crash, {mode:?}: {}; false alarms {}",
+                named(way),
+                spread(times),
+                world.false_alarms - alarms
+            ));
+            let times = joins(&mut world, mode, 3);
+            report(format!("{}, new, {mode:?}: {}", named(way), spread(times)));
+        }
+    }
+    world.wire = wire((0, true));
+    for mode in [Mode::Busy, Mode::Quiet] {
+        set_mode(&mut world, mode);
+        world.run_for(secs(20.0));
+        count(&mut world, 60, &format!("{mode:?}, without loads"));
+    }
+    restarted(&mut world);
+    for loss_percent in [0, 5, 10] {
+        for starved in [false, true] {
+            let before = world.false_alarms;
+            world.wire.loss_percent = loss_percent;
+            world.hosts[1].starved = starved.then(|| secs(2.5));
+            // Six times: a thousand node-hours.
+            world.run_for(secs(600_000.0 / nodes as f64));
+            let alarms = world.false_alarms - before;
+            report(format!(
+                "{} node-hours, loss {loss_percent} %, starved {starved}: {alarms} false alarms",
+                600_000 / 3_600
+            ));
+        }
+    }
+}
