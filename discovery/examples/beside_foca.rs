@@ -1,5 +1,5 @@
-//! foca 2 in a room like those of `membership.rs`: what its probing costs and finds at several settings, the envelope
-//! of ours around its datagrams. `cargo run --release -p cid-discovery --example beside_foca -- [nodes]`
+//! foca 2 in a room like those of `membership`: what its probing costs and finds at several settings, the envelope
+//! of ours around its datagrams. `cargo run --release -p cid-discovery --example beside_foca -- [nodes...]`
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -42,7 +42,9 @@ impl Identity for Node {
     }
 }
 
-/// A member costs here what it costs in our rumours: 33 bytes.
+/// A member costs here what it costs in our rumours.
+const MEMBER: usize = 33;
+
 struct Fixed;
 
 #[derive(Debug)]
@@ -138,6 +140,10 @@ impl foca::Codec<Node> for Fixed {
     }
 
     fn encode_member(&mut self, member: &Member<Node>, mut buf: impl BufMut) -> Result<(), Short> {
+        if buf.remaining_mut() < MEMBER {
+            // So foca knows that the datagram is full.
+            return Err(Short);
+        }
         put(member.id(), &mut buf);
         buf.put_u16(member.incarnation());
         buf.put_u8(match member.state() {
@@ -145,7 +151,7 @@ impl foca::Codec<Node> for Fixed {
             State::Suspect => 1,
             State::Down => 2,
         });
-        buf.put_bytes(0, 33 - 11);
+        buf.put_bytes(0, MEMBER - 11);
         Ok(())
     }
 
@@ -157,7 +163,7 @@ impl foca::Codec<Node> for Fixed {
             1 => State::Suspect,
             _ => State::Down,
         };
-        buf.advance(33 - 11);
+        buf.advance(MEMBER - 11);
         Ok(Member::new(node, incarnation, state))
     }
 }
@@ -198,6 +204,10 @@ struct Room {
     machines: Vec<Option<(u32, Machine)>>,
     queue: BinaryHeap<Reverse<(Duration, u64, usize)>>,
     happenings: Vec<Option<Happening>>,
+    /// Places of those that have happened.
+    free: Vec<usize>,
+    /// Things that were to happen so far.
+    order: u64,
     random: SmallRng,
     loss_percent: u32,
     bytes: u64,
@@ -245,18 +255,23 @@ impl Room {
     }
 
     fn push(&mut self, at: Duration, happening: Happening) {
-        self.happenings.push(Some(happening));
-        let number = self.happenings.len() - 1;
-        self.queue.push(Reverse((at, number as u64, number)));
+        self.order += 1;
+        let place = self.free.pop().unwrap_or(self.happenings.len());
+        if place == self.happenings.len() {
+            self.happenings.push(None);
+        }
+        self.happenings[place] = Some(happening);
+        self.queue.push(Reverse((at, self.order, place)));
     }
 
     fn run_until(&mut self, end: Duration) {
-        while let Some(Reverse((at, _, number))) =
+        while let Some(Reverse((at, _, place))) =
             self.queue.peek().copied().filter(|Reverse(next)| next.0 <= end)
         {
             self.queue.pop();
             self.now = at;
-            match self.happenings[number].take() {
+            self.free.push(place);
+            match self.happenings[place].take() {
                 Some(Happening::Arrives(to, data)) => {
                     self.call(to, |machine, wants| machine.handle_data(&data, wants))
                 }
@@ -281,6 +296,18 @@ impl Room {
         }
     }
 
+    /// Whether every other machine knows this boot of it, and it all of them.
+    fn known_to_all(&self, index: usize, boot: u32) -> bool {
+        let knows = |(other, machine): (usize, &Option<(u32, Machine)>)| {
+            let mut members = machine.iter().flat_map(|(_, machine)| machine.iter_members());
+            other == index
+                || members.any(|member| member.id().index == index as u32 && member.id().boot == boot)
+        };
+        let newcomer = self.machines[index].iter();
+        let complete = newcomer.map(|(_, machine)| machine.num_members() + 1 >= self.machines.len());
+        complete.eq([true]) && self.machines.iter().enumerate().all(knows)
+    }
+
     fn seen_by_somebody(&self, index: usize) -> bool {
         let sees = |machine: &Machine| {
             machine
@@ -292,10 +319,19 @@ impl Room {
 }
 
 fn main() {
-    let nodes = std::env::args()
-        .nth(1)
-        .and_then(|nodes| nodes.parse().ok())
-        .unwrap_or(13);
+    let sizes = std::env::args().skip(1).filter_map(|nodes| nodes.parse().ok());
+    let mut sizes: Vec<usize> = sizes.collect();
+    if sizes.is_empty() {
+        sizes = vec![13, 50, 200, 1_000];
+    }
+    for nodes in sizes {
+        let began = std::time::Instant::now();
+        beside(nodes);
+        println!("  (foca, {nodes} nodes: {:.0} s)", began.elapsed().as_secs_f64());
+    }
+}
+
+fn beside(nodes: usize) {
     for (what, period, gossip) in [
         ("its LAN settings", 1_000, Some(200)),
         ("without periodic gossip", 1_000, None),
@@ -323,6 +359,8 @@ fn measure(nodes: usize, what: &str, period_ms: u64, gossip_ms: Option<u64>, los
         machines: (0..=nodes).map(|_| None).collect(),
         queue: BinaryHeap::new(),
         happenings: Vec::new(),
+        free: Vec::new(),
+        order: 0,
         random: SmallRng::seed_from_u64(1),
         loss_percent,
         bytes: 0,
@@ -334,10 +372,12 @@ fn measure(nodes: usize, what: &str, period_ms: u64, gossip_ms: Option<u64>, los
     }
     (1..120).for_each(|second| room.run_until(Duration::from_secs(second)));
     let before = room.bytes;
-    room.run_until(Duration::from_secs(720));
-    let kbit = (room.bytes - before) as f64 * 8.0 / 600.0 / 1_000.0;
-    let mut times = Vec::new();
-    for round in 0..100 {
+    // A room of 1,000 is the same from minute to minute, and takes long.
+    let (seconds, rounds) = if nodes > 200 { (60, 10) } else { (600, 100) };
+    room.run_until(Duration::from_secs(120 + seconds));
+    let kbit = (room.bytes - before) as f64 * 8.0 / seconds as f64 / 1_000.0;
+    let (mut times, mut new) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
         let victim = 1 + round % nodes;
         let began = room.now;
         room.machines[victim] = None;
@@ -345,17 +385,29 @@ fn measure(nodes: usize, what: &str, period_ms: u64, gossip_ms: Option<u64>, los
             room.run_until(room.now + Duration::from_millis(20));
         }
         times.push((room.now - began).as_secs_f64());
-        room.start(victim, (round as u32 + 2) * 1_000);
+        let (began, boot) = (room.now, (round as u32 + 2) * 1_000);
+        room.start(victim, boot);
+        while !room.known_to_all(victim, boot) && room.now < began + Duration::from_secs(60) {
+            room.run_until(room.now + Duration::from_millis(20));
+        }
+        new.push((room.now - began).as_secs_f64());
         let pause = Duration::from_millis(room.random.random_range(0..3_000));
         for second in 0..20 {
             room.run_until(room.now + Duration::from_secs(1) + pause * u32::from(second == 0));
         }
     }
-    times.sort_by(f64::total_cmp);
-    let mean = times.iter().sum::<f64>() / times.len() as f64;
     println!(
-        "foca, {nodes} nodes, {what}, loss {loss_percent} %: {kbit:.1} kbit/s; crash known to all: mean {mean:.2} s, worst {:.2} s; {} false alarms",
-        times.last().copied().unwrap_or_default(),
+        "foca, {nodes} nodes, {what}, loss {loss_percent} %: {kbit:.1} kbit/s, {:.2} a node; of {rounds}: crash known to all {}, a new node {}; {} false alarms",
+        kbit / nodes as f64,
+        spread(times),
+        spread(new),
         room.false_alarms
     );
+}
+
+fn spread(mut times: Vec<f64>) -> String {
+    times.sort_by(f64::total_cmp);
+    let half = times.get(times.len() / 2).copied().unwrap_or_default();
+    let worst = times.last().copied().unwrap_or_default();
+    format!("p50 {half:.2} s, worst {worst:.2} s")
 }

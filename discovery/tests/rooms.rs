@@ -1,6 +1,6 @@
 //! Rooms in virtual time, one promise each: discovery with and without multicast and head, the idle budget beside the
 //! detection times, partitions, flapping wires, a head that restarts, loads of bounded age. Figures of larger rooms:
-//! `examples/membership.rs`.
+//! `examples/membership`.
 
 mod sim;
 

@@ -7,7 +7,7 @@ use cid_discovery::wire::Mode;
 use crate::rooms::{crashes, joins, named, restarted};
 use crate::sim::secs;
 use crate::traffic::count;
-use crate::{WIRES, cpu_seconds, formed, resident_mb, set_mode, spread, wire};
+use crate::{WIRES, cpu_seconds, formed, judge, judge_crash, judge_new, resident_mb, set_mode, spread, wire};
 
 /// Lives through one.
 pub(crate) fn room(nodes: usize) {
@@ -25,16 +25,16 @@ pub(crate) fn room(nodes: usize) {
     for way in WIRES {
         world.wire = wire(way);
         for mode in [Mode::Quiet, Mode::Busy] {
-            let alarms = world.false_alarms;
+            let before = world.false_alarms;
             let times = crashes(&mut world, mode, 3);
-            report(format!(
-                "{}, crash, {mode:?}: {}; false alarms {}",
-                named(way),
-                spread(times),
-                world.false_alarms - alarms
-            ));
+            let alarms = world.false_alarms - before;
+            let what = format!("{}, crash, {mode:?}", named(way));
+            judge_crash(&what, mode, &times, alarms);
+            report(format!("{what}: {}; false alarms {alarms}", spread(times)));
             let times = joins(&mut world, mode, 3);
-            report(format!("{}, new, {mode:?}: {}", named(way), spread(times)));
+            let what = format!("{}, new, {mode:?}", named(way));
+            judge_new(&what, (nodes, way.0), &times);
+            report(format!("{what}: {}", spread(times)));
         }
     }
     world.wire = wire((0, true));
@@ -52,6 +52,7 @@ pub(crate) fn room(nodes: usize) {
             // Six times: a thousand node-hours.
             world.run_for(secs(600_000.0 / nodes as f64));
             let alarms = world.false_alarms - before;
+            judge("false alarms", alarms as f64, 0.0);
             report(format!(
                 "{} node-hours, loss {loss_percent} %, starved {starved}: {alarms} false alarms",
                 600_000 / 3_600

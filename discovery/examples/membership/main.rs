@@ -62,6 +62,44 @@ fn main() {
             timed("large", nodes, large::room);
         }
     }
+    let missed = MISSED.load(Ordering::Relaxed);
+    if missed > 0 {
+        println!("{missed} budgets missed");
+        std::process::exit(1);
+    }
+}
+
+/// Budgets that were not met.
+static MISSED: AtomicU64 = AtomicU64::new(0);
+/// A crash is known to all so soon, among quiet nodes and among busy ones.
+const CRASH: [f64; 2] = [10.0, 3.0];
+/// A new node, in rooms of up to 200 without loss.
+const NEW: (usize, f64) = (200, 1.0);
+/// An idle node sends so many bit/s: 25 kbit/s for 13.
+const IDLE: f64 = 25_000.0 / 13.0;
+
+/// Says so when something is more than its budget.
+fn judge(what: &str, value: f64, most: f64) {
+    if value > most {
+        println!("MISSED: {what}: {value:.2}, and at most {most:.2} is wanted");
+        MISSED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn worst(times: &[Duration]) -> f64 {
+    times.iter().max().copied().unwrap_or_default().as_secs_f64()
+}
+
+fn judge_crash(what: &str, mode: Mode, times: &[Duration], false_alarms: u64) {
+    let [quiet, busy] = CRASH;
+    judge(what, worst(times), if mode == Mode::Quiet { quiet } else { busy });
+    judge(&format!("{what}, false alarms"), false_alarms as f64, 0.0);
+}
+
+fn judge_new(what: &str, (nodes, loss_percent): (usize, u64), times: &[Duration]) {
+    if nodes <= NEW.0 && loss_percent == 0 {
+        judge(what, worst(times), NEW.1);
+    }
 }
 
 fn timed(name: &str, nodes: usize, part: Part) {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use cid_discovery::wire::Mode;
 
 use crate::sim::{World, secs};
-use crate::{WIRES, each_seed, set_mode, spread, wire};
+use crate::{WIRES, each_seed, judge, judge_crash, judge_new, set_mode, spread, wire};
 
 const MODES: [Mode; 2] = [Mode::Quiet, Mode::Busy];
 
@@ -18,12 +18,10 @@ pub(crate) fn detect(nodes: usize) {
         });
         let alarms: u64 = rooms.iter().map(|room| room.1).sum();
         for (index, mode) in MODES.into_iter().enumerate() {
-            let times = rooms.iter().flat_map(|room| room.0[index].clone()).collect();
-            println!(
-                "{nodes} nodes, {}, crash, {mode:?}: {}",
-                named(way),
-                spread(times)
-            );
+            let times: Vec<Duration> = rooms.iter().flat_map(|room| room.0[index].clone()).collect();
+            let what = format!("{nodes} nodes, {}, crash, {mode:?}", named(way));
+            judge_crash(&what, mode, &times, alarms);
+            println!("{what}: {}", spread(times));
         }
         println!("{nodes} nodes, {}, crashes: {alarms} false alarms", named(way));
     }
@@ -66,8 +64,10 @@ pub(crate) fn join(nodes: usize) {
             (all.unwrap_or(secs(120.0)), times)
         });
         for (index, mode) in MODES.into_iter().enumerate() {
-            let times = rooms.iter().flat_map(|room| room.1[index].clone()).collect();
-            println!("{nodes} nodes, {}, new, {mode:?}: {}", named(way), spread(times));
+            let times: Vec<Duration> = rooms.iter().flat_map(|room| room.1[index].clone()).collect();
+            let what = format!("{nodes} nodes, {}, new, {mode:?}", named(way));
+            judge_new(&what, (nodes, way.0), &times);
+            println!("{what}: {}", spread(times));
         }
         let all = rooms.iter().map(|room| room.0).collect();
         println!("{nodes} nodes, {}, all at once: {}", named(way), spread(all));
@@ -137,10 +137,10 @@ pub(crate) fn alarms(nodes: usize) {
                 let threads = [3, 4].map(|seed| scope.spawn(half(seed)));
                 threads.map(|thread| thread.join().expect("lives"))
             });
-            println!(
-                "{nodes} nodes, 1000 node-hours, loss {loss_percent} %, starved {starved}: {} false alarms",
-                halves.iter().sum::<u64>()
-            );
+            let alarms = halves.iter().sum::<u64>();
+            let what = format!("{nodes} nodes, 1000 node-hours, loss {loss_percent} %, starved {starved}");
+            judge(&what, alarms as f64, 0.0);
+            println!("{what}: {alarms} false alarms");
         }
     }
 }

@@ -6,7 +6,7 @@ use cid_discovery::load::LoadVector;
 use cid_discovery::wire::Mode;
 
 use crate::sim::{World, secs};
-use crate::{LARGE, formed, resident_mb, set_mode, spread};
+use crate::{IDLE, LARGE, formed, judge, resident_mb, set_mode, spread};
 
 /// Counts the bytes of a room whose machines have nothing to do, and of one whose machines run jobs.
 pub(crate) fn table(nodes: usize) {
@@ -17,7 +17,12 @@ pub(crate) fn table(nodes: usize) {
     );
     // The first telling of all loads passes, and they are told again at their own times.
     loads(&mut world, 60 + 2 * 30 * (nodes / 100).max(1));
-    count(&mut world, 600, "idle");
+    let sent = count(&mut world, 600, "idle");
+    judge(
+        &format!("{nodes} nodes, idle, bit/s that a node sends"),
+        sent,
+        IDLE,
+    );
     let now = world.now;
     let book = world.member(1).loads();
     let ages = world.hosts[1..]
@@ -29,8 +34,8 @@ pub(crate) fn table(nodes: usize) {
     count(&mut world, 300, "busy");
 }
 
-/// Counts the bytes of so many seconds.
-pub(crate) fn count(world: &mut World, seconds: usize, what: &str) {
+/// Counts the bytes of so many seconds; how many bit/s a node sends.
+pub(crate) fn count(world: &mut World, seconds: usize, what: &str) -> f64 {
     let nodes = world.hosts.len() - 1;
     let total = |world: &World| {
         let head = &world.hosts[0];
@@ -79,6 +84,7 @@ pub(crate) fn count(world: &mut World, seconds: usize, what: &str) {
         .map(|(kind, kbit)| format!("{kind}: {kbit:.2}"))
         .collect();
     println!("  by kind, kbit/s per node: {}", by_kind.join(", "));
+    (kbit(0) - kbit(1)) * 1_000.0 / nodes as f64
 }
 
 /// What one core needs: the room's memory shared among its nodes, loads and history included.
