@@ -1,6 +1,8 @@
 //! Packages of a named suite through the machine's own package client, without root and without touching its state.
 //! Signatures are the client's to check: nothing that it did not verify is ever used.
 
+pub mod resolve;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

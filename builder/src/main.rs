@@ -12,6 +12,7 @@ use cidbuild::image::{Options, build};
 use cidbuild::inspect::{self, Format};
 use cidbuild::progress::Progress;
 use cidbuild::recipe::Recipe;
+use cidbuild::root;
 use clap::{Args, Parser, Subcommand};
 
 /// Builds boot images for PCs that lend themselves to a cluster, and looks inside them.
@@ -115,6 +116,9 @@ struct ImageArguments {
     /// Ask the archive for newer packages instead of using those fetched before.
     #[arg(long)]
     refresh: bool,
+    /// Make the recipe's lock file anew: the newest packages of its suite, instead of those the lock names.
+    #[arg(long)]
+    update: bool,
     /// Say nothing but the image's folder, or what is wrong.
     #[arg(long, short)]
     quiet: bool,
@@ -254,7 +258,25 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
     } else {
         Progress::for_people()
     };
-    let built = build(&recipe, &options, &Cache::open()?, &progress)?;
+    let cache = Cache::open()?;
+    let tools = root::Tools {
+        cache: &cache,
+        freshness: freshness(arguments.update),
+        progress: &progress,
+    };
+    let tree = root::build(&recipe, tools)?;
+    if let Some(tree) = &tree
+        && !arguments.quiet
+    {
+        for layer in &tree.layers {
+            eprintln!(
+                "root {:<7} {} bytes, SHA-256 {}",
+                layer.name, layer.bytes, layer.sha256
+            );
+        }
+        eprintln!("packages     {} with what they depend on", tree.packages.len());
+    }
+    let built = build(&recipe, &options, &cache, &progress)?;
     if !arguments.quiet {
         let modules = built
             .manifest

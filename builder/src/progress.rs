@@ -105,6 +105,11 @@ impl Phase {
         self.bar.inc(1);
     }
 
+    /// What is being done now.
+    pub fn say(&self, what: &str) {
+        self.bar.set_message(what.to_owned());
+    }
+
     /// A reader that counts what passes.
     pub fn reader<R: Read>(&self, inner: R) -> impl Read + use<R> {
         self.bar.wrap_read(inner)

@@ -2,12 +2,14 @@
 //! Conversion looks at no host state; whether a module exists is asked later, with the line still known.
 
 mod parse;
+pub mod root;
 
 use std::path::{Path, PathBuf};
 
 use cid_initramfs::Compression;
 
 use parse::{Context, RawRecipe};
+use root::RootRecipe;
 
 /// A refused recipe. The recipe's author is at fault; nothing was built.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -26,7 +28,7 @@ pub struct RecipeError {
 pub struct Located<T> {
     /// The value.
     pub value: T,
-    /// Line in the recipe, counted from 1.
+    /// Line, counted from 1 through the recipe and what it includes; [`Recipe::error`] finds the file.
     pub line: usize,
 }
 
@@ -84,11 +86,13 @@ pub struct ExtraLink {
 }
 
 /// A validated recipe.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Recipe {
     /// The file it was read from.
     pub file: PathBuf,
-    /// SHA-256 of that file.
+    /// Every file it was read from, with the number of lines in those before it.
+    pub sources: Vec<(usize, PathBuf)>,
+    /// SHA-256 of that file, and of what it includes.
     pub sha256: String,
     /// Name of the image.
     pub name: String,
@@ -123,6 +127,8 @@ pub struct Recipe {
     pub files: Vec<ExtraFile>,
     /// Added links.
     pub links: Vec<ExtraLink>,
+    /// Stage 2, when there is one.
+    pub root: Option<RootRecipe>,
 }
 
 /// What the recipe came to, defaults filled in: printed before a long build.
@@ -185,34 +191,71 @@ impl std::fmt::Display for Recipe {
             self.files.len(),
             self.links.len()
         )?;
-        write!(f, "compression  {compression}")
+        write!(f, "compression  {compression}")?;
+        match &self.root {
+            Some(root) => write!(f, "\n{root}"),
+            None => Ok(()),
+        }
     }
 }
 
 impl Recipe {
-    /// Reads and validates the file.
+    /// Reads and validates the file, and the recipes that it includes.
     pub fn load(file: &Path) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file)
             .map_err(|error| anyhow::anyhow!("recipe {}: {error}", file.display()))?;
         Ok(Self::parse(file, &text)?)
     }
 
-    /// Validates `text`, which came from `file`.
+    /// Validates `text`, which came from `file`; reads what it includes.
     pub fn parse(file: &Path, text: &str) -> Result<Self, RecipeError> {
-        let context = Context { file, text };
-        let raw: RawRecipe = toml::from_str(text).map_err(|error| context.toml_error(&error))?;
-        context.validate(raw)
+        Self::parse_after(file, text, 0, 0)
     }
 
-    /// A refusal that points at `line` of this recipe.
+    fn parse_after(file: &Path, text: &str, before: usize, depth: usize) -> Result<Self, RecipeError> {
+        let context = Context { file, text, before };
+        let raw: RawRecipe = toml::from_str(text).map_err(|error| context.toml_error(&error))?;
+        let Some(include) = raw.include() else {
+            return context.validate(raw, None);
+        };
+        let line = context.line(include.span().start);
+        let name = include.get_ref();
+        if depth >= MAX_INCLUDES {
+            let problem =
+                format!("include {name:?}: {MAX_INCLUDES} recipes include one another; break the circle");
+            return Err(context.error(line, problem));
+        }
+        // A name is a recipe beside this one; a path is relative to it.
+        let path = match name.ends_with(".toml") {
+            true => PathBuf::from(name),
+            false => PathBuf::from(format!("{name}.toml")),
+        };
+        let path = context.beside(&path);
+        let included = std::fs::read_to_string(&path).map_err(|error| {
+            let problem = format!(
+                "include {name:?}: {}: {error}; name a recipe beside this one",
+                path.display()
+            );
+            context.error(line, problem)
+        })?;
+        let parent = Self::parse_after(&path, &included, before + text.lines().count(), depth + 1)?;
+        context.validate(raw, Some(parent))
+    }
+
+    /// A refusal that points at `line`, in the file which that line is of.
     pub fn error(&self, line: usize, problem: impl Into<String>) -> RecipeError {
+        let source = self.sources.iter().filter(|(before, _)| *before < line).max();
+        let (before, file) = source.map_or((0, &self.file), |(before, file)| (*before, file));
         RecipeError {
-            file: self.file.display().to_string(),
-            line,
+            file: file.display().to_string(),
+            line: line - before,
             problem: problem.into(),
         }
     }
 }
+
+/// How deep recipes may include one another.
+const MAX_INCLUDES: usize = 8;
 
 /// The one of `known` that is most like `word`.
 pub fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {

@@ -6,16 +6,19 @@ use cid_initramfs::{Compression, digest::sha256_hex, plan};
 use serde::Deserialize;
 use toml::Spanned;
 
+use super::root::RawRoot;
 use super::{ExtraFile, ExtraLink, FileChoice, KernelChoice, Loaders, Located, Recipe, RecipeError, nearest};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRecipe {
+    include: Option<Spanned<String>>,
     name: Option<Spanned<String>>,
     suite: Option<Spanned<String>>,
     cmdline: Option<Spanned<String>>,
     max_initrd_bytes: Option<Spanned<u64>>,
     kernel: Option<Spanned<RawKernel>>,
+    #[serde(default)]
     modules: RawModules,
     busybox: Option<Spanned<RawFileChoice>>,
     loaders: Option<RawLoaders>,
@@ -25,6 +28,14 @@ pub(super) struct RawRecipe {
     file: Vec<RawFile>,
     #[serde(default)]
     link: Vec<RawLink>,
+    root: Option<Spanned<RawRoot>>,
+}
+
+impl RawRecipe {
+    /// The recipe that this one goes on from.
+    pub(super) fn include(&self) -> Option<&Spanned<String>> {
+        self.include.as_ref()
+    }
 }
 
 #[derive(Deserialize)]
@@ -35,10 +46,10 @@ struct RawKernel {
     installed: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawModules {
-    nic: Vec<Spanned<String>>,
+    nic: Option<Vec<Spanned<String>>>,
     #[serde(default)]
     other: Vec<Spanned<String>>,
     #[serde(default)]
@@ -55,7 +66,7 @@ struct RawFileChoice {
     file: Option<PathBuf>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct RawLoaders {
     shim: Option<Spanned<String>>,
@@ -97,101 +108,150 @@ struct RawLink {
 pub(super) struct Context<'a> {
     pub(super) file: &'a Path,
     pub(super) text: &'a str,
+    /// Lines of the files read before this one: lines are counted through all of them, as a compiler does, so that one
+    /// number names file and line.
+    pub(super) before: usize,
 }
 
 impl Context<'_> {
-    pub(super) fn validate(&self, raw: RawRecipe) -> Result<Recipe, RecipeError> {
+    /// `parent` is the included recipe: what this one does not say stands there, and lists go on from its lists.
+    pub(super) fn validate(&self, raw: RawRecipe, parent: Option<Recipe>) -> Result<Recipe, RecipeError> {
+        let mut recipe = match parent {
+            Some(parent) => parent,
+            None => self.defaults(&raw)?,
+        };
+        recipe.file = self.file.to_owned();
+        recipe.sources.push((self.before, self.file.to_owned()));
+        recipe.sha256 = match recipe.sha256.as_str() {
+            "" => sha256_hex(self.text.as_bytes()),
+            included => sha256_hex(format!("{included}\n{}", self.text).as_bytes()),
+        };
+        recipe.name = self.name(raw.name)?;
+        if let Some(suite) = raw.suite {
+            recipe.suite = self.suite(suite)?;
+        }
+        if let Some(words) = raw.cmdline {
+            let words = self.located(words);
+            if words.value.chars().any(char::is_control) {
+                let problem = "cmdline has a control character or a line break: remove it";
+                return Err(self.error(words.line, problem));
+            }
+            // Kernel arguments of both: a later word of the same name wins in the kernel, too.
+            recipe.cmdline = format!("{} {}", recipe.cmdline, words.value).trim().to_owned();
+        }
+        if let Some(bytes) = raw.max_initrd_bytes {
+            let line = self.line(bytes.span().start);
+            recipe.max_initrd_bytes = Some(Located {
+                value: bytes.into_inner(),
+                line,
+            });
+        }
+        if raw.kernel.is_some() {
+            recipe.kernel = self.kernel(raw.kernel)?;
+        }
+        if raw.busybox.is_some() {
+            recipe.busybox = self.busybox(raw.busybox)?;
+        }
+        if raw.compression.is_some() {
+            recipe.compression = self.compression(raw.compression)?;
+        }
+        recipe.nic.extend(self.all(raw.modules.nic.unwrap_or_default()));
+        recipe.other.extend(self.all(raw.modules.other));
+        recipe.exclude.extend(self.all(raw.modules.exclude));
+        recipe
+            .allow_block_drivers
+            .extend(self.all(raw.modules.allow_block_drivers));
+        recipe.unpack_below = raw.modules.unpack_below.unwrap_or(recipe.unpack_below);
+        let loaders = raw.loaders.unwrap_or_default();
+        for (given, place) in [
+            (loaders.shim, &mut recipe.loaders.shim),
+            (loaders.grub, &mut recipe.loaders.grub),
+            (loaders.mok, &mut recipe.loaders.mok),
+            (loaders.ipxe, &mut recipe.loaders.ipxe),
+        ] {
+            if given.is_some() {
+                *place = self.package(given, "")?;
+            }
+        }
+        for name in raw.firmware.map(|firmware| firmware.packages).unwrap_or_default() {
+            recipe.firmware.push(self.package(Some(name), "")?);
+        }
+        for file in raw.file {
+            recipe.files.push(self.extra_file(file)?);
+        }
+        for link in raw.link {
+            recipe.links.push(self.extra_link(link)?);
+        }
+        if let Some(root) = raw.root {
+            recipe.root = Some(self.root(root)?);
+        }
+        Ok(recipe)
+    }
+
+    /// A recipe that says nothing yet.
+    fn defaults(&self, raw: &RawRecipe) -> Result<Recipe, RecipeError> {
+        if raw.modules.nic.is_none() {
+            let problem = "no [modules] with nic = [...]: name the NIC drivers, or say include = \"minimal\"";
+            return Err(self.error(1 + self.before, problem));
+        }
+        Ok(Recipe {
+            file: PathBuf::new(),
+            sources: Vec::new(),
+            sha256: String::new(),
+            name: String::new(),
+            suite: DEFAULT_SUITE.to_owned(),
+            cmdline: String::new(),
+            max_initrd_bytes: None,
+            kernel: self.kernel(None)?,
+            nic: Vec::new(),
+            other: Vec::new(),
+            exclude: Vec::new(),
+            unpack_below: DEFAULT_UNPACK_BELOW,
+            allow_block_drivers: Vec::new(),
+            busybox: self.busybox(None)?,
+            loaders: Loaders {
+                shim: self.package(None, "shim-signed")?,
+                grub: self.package(None, "grub-efi-amd64-signed")?,
+                mok: self.package(None, "shim-helpers-amd64-signed")?,
+                ipxe: self.package(None, "ipxe")?,
+            },
+            firmware: Vec::new(),
+            compression: self.compression(None)?,
+            files: Vec::new(),
+            links: Vec::new(),
+            root: None,
+        })
+    }
+
+    fn name(&self, raw: Option<Spanned<String>>) -> Result<String, RecipeError> {
         let stem = self
             .file
             .file_stem()
-            .map(|stem| stem.to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let name = raw
-            .name
-            .map_or(Located { value: stem, line: 1 }, |name| self.located(name));
-        if !is_name(&name.value) {
-            return Err(self.error(
-                name.line,
-                format!("{:?} cannot be an image's name: use a-z, 0-9, '.', '-' and '_', starting with a letter or digit", name.value),
-            ));
-        }
-        let suite = raw.suite.map_or(
+            .map(|stem| stem.to_string_lossy().into_owned());
+        let name = raw.map_or(
             Located {
-                value: DEFAULT_SUITE.into(),
-                line: 1,
+                value: stem.unwrap_or_default(),
+                line: 1 + self.before,
             },
-            |suite| self.located(suite),
+            |name| self.located(name),
         );
-        if !is_name(&suite.value) {
-            return Err(self.error(
-                suite.line,
-                format!("{:?} is no suite: give one such as \"trixie\"", suite.value),
-            ));
+        if is_name(&name.value) {
+            return Ok(name.value);
         }
-        let cmdline = raw.cmdline.map_or(
-            Located {
-                value: String::new(),
-                line: 1,
-            },
-            |line| self.located(line),
+        let problem = format!(
+            "{:?} cannot be an image's name: use a-z, 0-9, '.', '-' and '_', starting with a letter or digit",
+            name.value
         );
-        if cmdline.value.chars().any(char::is_control) {
-            return Err(self.error(
-                cmdline.line,
-                "cmdline has a control character or a line break: remove it",
-            ));
+        Err(self.error(name.line, problem))
+    }
+
+    fn suite(&self, raw: Spanned<String>) -> Result<String, RecipeError> {
+        let suite = self.located(raw);
+        if is_name(&suite.value) {
+            return Ok(suite.value);
         }
-        let loaders = raw.loaders.unwrap_or(RawLoaders {
-            shim: None,
-            grub: None,
-            mok: None,
-            ipxe: None,
-        });
-        Ok(Recipe {
-            file: self.file.to_owned(),
-            sha256: sha256_hex(self.text.as_bytes()),
-            name: name.value,
-            suite: suite.value,
-            cmdline: cmdline.value,
-            max_initrd_bytes: raw.max_initrd_bytes.map(|bytes| {
-                let line = self.line(bytes.span().start);
-                Located {
-                    value: bytes.into_inner(),
-                    line,
-                }
-            }),
-            kernel: self.kernel(raw.kernel)?,
-            nic: self.all(raw.modules.nic),
-            other: self.all(raw.modules.other),
-            exclude: self.all(raw.modules.exclude),
-            unpack_below: raw.modules.unpack_below.unwrap_or(DEFAULT_UNPACK_BELOW),
-            allow_block_drivers: self.all(raw.modules.allow_block_drivers),
-            busybox: self.busybox(raw.busybox)?,
-            loaders: Loaders {
-                shim: self.package(loaders.shim, "shim-signed")?,
-                grub: self.package(loaders.grub, "grub-efi-amd64-signed")?,
-                mok: self.package(loaders.mok, "shim-helpers-amd64-signed")?,
-                ipxe: self.package(loaders.ipxe, "ipxe")?,
-            },
-            firmware: raw
-                .firmware
-                .map(|firmware| firmware.packages)
-                .unwrap_or_default()
-                .into_iter()
-                .map(|name| self.package(Some(name), ""))
-                .collect::<Result<_, _>>()?,
-            compression: self.compression(raw.compression)?,
-            files: raw
-                .file
-                .into_iter()
-                .map(|file| self.extra_file(file))
-                .collect::<Result<_, _>>()?,
-            links: raw
-                .link
-                .into_iter()
-                .map(|link| self.extra_link(link))
-                .collect::<Result<_, _>>()?,
-        })
+        let problem = format!("{:?} is no suite: give one such as \"trixie\"", suite.value);
+        Err(self.error(suite.line, problem))
     }
 
     fn kernel(&self, raw: Option<Spanned<RawKernel>>) -> Result<KernelChoice, RecipeError> {
@@ -237,7 +297,11 @@ impl Context<'_> {
     }
 
     /// A package name: it becomes part of a command line and of file names.
-    fn package(&self, name: Option<Spanned<String>>, default: &str) -> Result<Located<String>, RecipeError> {
+    pub(super) fn package(
+        &self,
+        name: Option<Spanned<String>>,
+        default: &str,
+    ) -> Result<Located<String>, RecipeError> {
         let name = name.map_or(
             Located {
                 value: default.into(),
@@ -335,7 +399,7 @@ impl Context<'_> {
         })
     }
 
-    fn image_path(&self, raw: Spanned<String>) -> Result<Located<String>, RecipeError> {
+    pub(super) fn image_path(&self, raw: Spanned<String>) -> Result<Located<String>, RecipeError> {
         let path = self.located(raw);
         plan::check_path(&path.value).map_err(|error| {
             self.error(
@@ -346,15 +410,15 @@ impl Context<'_> {
         Ok(path)
     }
 
-    fn beside(&self, path: &Path) -> PathBuf {
+    pub(super) fn beside(&self, path: &Path) -> PathBuf {
         self.file.parent().unwrap_or(Path::new("")).join(path)
     }
 
-    fn all(&self, list: Vec<Spanned<String>>) -> Vec<Located<String>> {
+    pub(super) fn all(&self, list: Vec<Spanned<String>>) -> Vec<Located<String>> {
         list.into_iter().map(|item| self.located(item)).collect()
     }
 
-    fn located(&self, spanned: Spanned<String>) -> Located<String> {
+    pub(super) fn located(&self, spanned: Spanned<String>) -> Located<String> {
         let line = self.line(spanned.span().start);
         Located {
             value: spanned.into_inner(),
@@ -362,20 +426,20 @@ impl Context<'_> {
         }
     }
 
-    fn line(&self, at: usize) -> usize {
-        1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
+    pub(super) fn line(&self, at: usize) -> usize {
+        self.before + 1 + self.text.bytes().take(at).filter(|byte| *byte == b'\n').count()
     }
 
-    fn error(&self, line: usize, problem: impl Into<String>) -> RecipeError {
+    pub(super) fn error(&self, line: usize, problem: impl Into<String>) -> RecipeError {
         RecipeError {
             file: self.file.display().to_string(),
-            line,
+            line: line.saturating_sub(self.before).max(1),
             problem: problem.into(),
         }
     }
 
     pub(super) fn toml_error(&self, error: &toml::de::Error) -> RecipeError {
-        let line = error.span().map_or(1, |span| self.line(span.start));
+        let line = error.span().map_or(1 + self.before, |span| self.line(span.start));
         self.error(line, explain(error.message()))
     }
 }
@@ -388,7 +452,7 @@ const DEFAULT_ZSTD_LEVEL: i32 = 9;
 /// Measured on 6.12 with every NIC driver: 131 files, 962 kB as shipped, 741 kB when compressed together.
 const DEFAULT_UNPACK_BELOW: usize = 16_000;
 
-fn is_name(text: &str) -> bool {
+pub(super) fn is_name(text: &str) -> bool {
     text.len() <= 64
         && text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit())
         && text

@@ -1,0 +1,235 @@
+//! A base of Debian packages: resolve or take the lock, fetch through the machine's package client, install with
+//! mmdebstrap from a repository on this disk that holds just the locked packages. Needs no network once they are cached.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+
+use super::lock::Lock;
+use super::tree::{Tree, Whiteouts};
+use crate::apt::resolve::control;
+use crate::apt::{Apt, Freshness};
+use crate::cache::Cache;
+use crate::progress::Progress;
+use crate::recipe::Recipe;
+use crate::recipe::root::RootRecipe;
+
+/// The packages to install, all of them in the cache. Writes the lock when there is none, or with `--update`.
+pub(super) fn locked(
+    recipe: &Recipe,
+    root: &RootRecipe,
+    suite: &str,
+    freshness: Freshness,
+    cache: &Cache,
+    progress: &Progress,
+) -> anyhow::Result<Lock> {
+    let mut apt = Apt::new(cache, suite, freshness);
+    let lock = match (freshness, Lock::read(&root.lock)?) {
+        (Freshness::Pinned, Some(lock)) if lock.fits(suite, root) => lock,
+        (Freshness::Pinned, Some(_)) => {
+            let line = root.packages.first().map_or(root.line, |name| name.line);
+            let problem = format!(
+                "suite or packages are others than those {} was made for: run cidbuild image with --update",
+                root.lock.display()
+            );
+            return Err(recipe.error(line, problem).into());
+        }
+        _ => {
+            let names: Vec<&str> = root.packages.iter().map(|name| name.value.as_str()).collect();
+            let resolved = apt.resolve(&names, progress).map_err(|error| {
+                // The client names the package that it does not find.
+                let text = format!("{error:#}");
+                let words: Vec<&str> = text.split([' ', '\'', ',']).collect();
+                let guilty = root
+                    .packages
+                    .iter()
+                    .find(|name| words.contains(&name.value.as_str()));
+                let line = guilty.map_or(root.base.line, |name| name.line);
+                recipe.error(line, format!("{text}; correct the name or the suite {suite}"))
+            })?;
+            let lock = Lock::new(suite, root, resolved.date, resolved.packages);
+            lock.write(&root.lock).with_context(|| {
+                format!(
+                    "lock file {}: name one that can be written with [root] lock",
+                    root.lock.display()
+                )
+            })?;
+            lock
+        }
+    };
+    let gone = apt.fetch(&lock.packages, progress)?;
+    match gone.first() {
+        None => Ok(lock),
+        Some(first) => {
+            let others = match gone.len() {
+                1 => String::new(),
+                count => format!(" and {} others", count - 1),
+            };
+            bail!(
+                "{}: {} {}{others}: the archive has this version no more; run cidbuild image with --update",
+                root.lock.display(),
+                first.name,
+                first.version
+            )
+        }
+    }
+}
+
+/// Installs `lock` into a fresh tree. The tree's contents stay in `tar`, which lies in `workshop`.
+pub(super) fn install(
+    lock: &Lock,
+    cache: &Cache,
+    workshop: &Path,
+    progress: &Progress,
+) -> anyhow::Result<Tree> {
+    let repository = workshop.join("repository");
+    make_repository(lock, cache, &repository)?;
+    let tar = workshop.join("base.tar");
+    let mut command = mmdebstrap("essential", lock.date);
+    let names: Vec<&str> = lock
+        .packages
+        .iter()
+        .map(|package| package.name.as_str())
+        .collect();
+    command.arg(format!("--include={}", names.join(",")));
+    // The tree is packed when it is done: nothing is lost when the machine stops before.
+    command.arg("--dpkgopt=force-unsafe-io");
+    command.arg("").arg(&tar);
+    command.arg(format!("deb [trusted=yes] copy:{} ./", repository.display()));
+    run(command, &format!("installing {} packages", names.len()), progress)?;
+    fs::remove_dir_all(&repository)?;
+    let mut tree = Tree::default();
+    tree.read_tar(File::open(&tar)?, Whiteouts::Keep)?;
+    clean(&mut tree);
+    Ok(tree)
+}
+
+/// mmdebstrap with what is the same for every call.
+pub(super) fn mmdebstrap(variant: &str, epoch: u64) -> Command {
+    let mut command = Command::new("mmdebstrap");
+    command.arg(format!("--variant={variant}"));
+    command.args(["--mode=auto", "--format=tar", "--architectures=amd64"]);
+    if rustix::process::geteuid().is_root() {
+        // Root's client drops to a user who may not read the cache.
+        command.arg("--aptopt=APT::Sandbox::User \"root\"");
+    }
+    command.env("SOURCE_DATE_EPOCH", epoch.to_string());
+    // Neither the language nor the umask of who builds shows in the tree.
+    command.env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
+    command
+}
+
+/// Runs to the end with its last words on the progress line; an error is its last error line.
+pub(super) fn run(mut command: Command, what: &str, progress: &Progress) -> anyhow::Result<()> {
+    let phase = progress.spinner(what);
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("mmdebstrap: a Debian base and hooks need it; run apt-get install mmdebstrap")?;
+    let mut last = Vec::new();
+    if let Some(output) = child.stderr.take() {
+        for line in BufReader::new(output).lines() {
+            let Ok(line) = line else { break };
+            if let Some(step) = line.strip_prefix("I: ") {
+                phase.say(&format!("{what}: {step}"));
+            }
+            last.push(line);
+            if last.len() > LAST_WORDS {
+                last.remove(0);
+            }
+        }
+    }
+    let status = child.wait().context("mmdebstrap")?;
+    phase.finish();
+    if status.success() {
+        return Ok(());
+    }
+    // Its own summary comes after the words of the program that failed.
+    let told = |line: &&String| !line.starts_with("I: ") && !line.trim().is_empty();
+    let own = |line: &&String| {
+        line.starts_with("E: ") && !line.contains("setup failed") && !line.contains("run_chroot failed")
+    };
+    let words = last
+        .iter()
+        .rev()
+        .filter(told)
+        .find(own)
+        .or_else(|| last.iter().rev().find(told));
+    bail!(
+        "mmdebstrap, while {what}: {}",
+        words.map_or("failed without a word", |line| line.trim())
+    )
+}
+
+/// A flat repository: the package files, and an index made of their own control files.
+fn make_repository(lock: &Lock, cache: &Cache, folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder)?;
+    let mut index = std::io::BufWriter::new(File::create(folder.join("Packages"))?);
+    for package in &lock.packages {
+        let file = package.file(cache);
+        let name = format!("{}.deb", package.sha256);
+        let place = folder.join(&name);
+        fs::hard_link(&file, &place).or_else(|_| fs::copy(&file, &place).map(drop))?;
+        let text = control(&file)?;
+        write!(
+            index,
+            "{}\nFilename: ./{name}\nSize: {}\nSHA256: {}\n\n",
+            text.trim_end(),
+            package.size,
+            package.sha256
+        )?;
+    }
+    index.flush()?;
+    Ok(())
+}
+
+/// Takes out what belongs to the machine that built, to one moment, or to nobody but one node.
+pub(super) fn clean(tree: &mut Tree) {
+    tree.retain(|name| {
+        let inside = |folder: &str| {
+            name.strip_prefix(folder)
+                .is_some_and(|rest| rest.starts_with('/'))
+        };
+        !(EMPTIED.iter().any(|folder| inside(folder))
+            || LEFT_OUT.iter().any(|pattern| super::tree::covers(pattern, name)))
+    });
+}
+
+/// Folders that stay, empty.
+const EMPTIED: &[&str] = &[
+    "var/log",
+    "var/cache/apt",
+    "var/cache/ldconfig",
+    "var/lib/apt/lists",
+    "boot",
+];
+
+/// Host keys and a cluster's key would be secrets in an image; names and addresses are the building machine's; the
+/// others are made anew or only say when they were made.
+const LEFT_OUT: &[&str] = &[
+    "etc/ssh/ssh_host_*",
+    "etc/munge/munge.key",
+    "etc/hostname",
+    "etc/resolv.conf",
+    "etc/machine-id",
+    "var/lib/dbus/machine-id",
+    "var/lib/systemd/random-seed",
+    "etc/apt/sources.list",
+    "etc/apt/apt.conf.d/*mmdebstrap",
+    "etc/dpkg/dpkg.cfg.d/*mmdebstrap",
+    "etc/passwd-",
+    "etc/group-",
+    "etc/shadow-",
+    "etc/gshadow-",
+    "var/lib/dpkg/*-old",
+    "var/lib/dpkg/lock*",
+    "var/cache/debconf/*-old",
+];
+
+/// Lines kept for the error message.
+const LAST_WORDS: usize = 30;
