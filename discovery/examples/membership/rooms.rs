@@ -5,7 +5,7 @@ use std::time::Duration;
 use cid_discovery::wire::Mode;
 
 use crate::sim::{World, secs};
-use crate::{WIRES, each_seed, judge, judge_crash, judge_new, set_mode, spread, wire};
+use crate::{WIRES, each_seed, judge, judge_crash, judge_new, set_mode, spread, times, wire};
 
 const MODES: [Mode; 2] = [Mode::Quiet, Mode::Busy];
 
@@ -13,7 +13,7 @@ pub(crate) fn detect(nodes: usize) {
     for way in WIRES {
         let rooms = each_seed(nodes, |seed| {
             let mut world = World::settled(seed, nodes, wire(way));
-            let times = MODES.map(|mode| crashes(&mut world, mode, 10));
+            let times = MODES.map(|mode| crashes(&mut world, mode, times(nodes)));
             (times, world.false_alarms)
         });
         let alarms: u64 = rooms.iter().map(|room| room.1).sum();
@@ -60,7 +60,7 @@ pub(crate) fn join(nodes: usize) {
             }
             let all = world.time_until(secs(120.0), World::agreed);
             world.run_for(secs(30.0));
-            let times = MODES.map(|mode| joins(&mut world, mode, 10));
+            let times = MODES.map(|mode| joins(&mut world, mode, times(nodes)));
             (all.unwrap_or(secs(120.0)), times)
         });
         for (index, mode) in MODES.into_iter().enumerate() {
@@ -81,7 +81,8 @@ pub(crate) fn joins(world: &mut World, mode: Mode, count: usize) -> Vec<Duration
     let mut times = Vec::new();
     for _ in 0..count {
         world.crash(last);
-        world.run_for(secs(20.0));
+        // Until then all have buried it.
+        world.run_for(secs(15.0));
         world.start(last);
         world.with(last, |member, now| member.handle_mode(now, mode));
         times.push(world.time_until(secs(60.0), World::agreed).unwrap_or(secs(60.0)));

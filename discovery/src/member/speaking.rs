@@ -9,6 +9,10 @@ use crate::load::REFRESH_MEMBERS;
 use crate::roster::Member;
 use crate::wire::{Kind, Liveness, MAX_LOADS, MAX_RUMORS, Message, Rumor};
 
+/// A newcomer greets the group so often within its first second, though somebody has answered: on a lossy wire each
+/// greeting reaches its share only.
+const EARLY_HELLOS: u32 = 3;
+
 impl Membership {
     pub(super) fn message(&mut self, now: Duration, to: To, kind: Kind, rumors: Vec<Rumor>) -> Message {
         let loads = match kind {
@@ -114,7 +118,7 @@ impl Membership {
         let alone = !self.synced;
         // The group hears as many greetings of a thousand members as of a hundred.
         let stretch = u32::try_from(self.roster.present() / REFRESH_MEMBERS).unwrap_or(u32::MAX);
-        let pause = if alone {
+        let pause = if alone || self.timers.hellos < EARLY_HELLOS {
             early.min(HELLO_INTERVAL)
         } else {
             HELLO_INTERVAL.saturating_mul(stretch.max(1))
