@@ -96,7 +96,7 @@ pub fn build(recipe: &Recipe, tools: Tools<'_>) -> anyhow::Result<Option<RootTre
         }
         let under = base;
         base = shelf::stage(tools, &words, |workshop| {
-            let tree = hooks::apply(
+            let mut tree = hooks::apply(
                 recipe,
                 &root.hooks,
                 &under.tar,
@@ -104,6 +104,7 @@ pub fn build(recipe: &Recipe, tools: Tools<'_>) -> anyhow::Result<Option<RootTre
                 workshop,
                 tools.progress,
             )?;
+            leave_out(&mut tree, root);
             Ok((tree, under.epoch, under.process.clone()))
         })?;
     }

@@ -188,6 +188,10 @@ pub const DEFAULT_DROP: &[&str] = &[
     "/usr/share/bug/*",
 ];
 
+const INSTALLED: &str = "/usr/share/cid";
+/// Lock files of installed recipes.
+const LOCKS: &str = "/var/lib/cid/locks";
+
 /// Kinds of file systems that a node may mount: none of them is on a local disk.
 const MOUNT_KINDS: &[&str] = &["nfs", "nfs4", "tmpfs", "9p", "virtiofs", "cifs"];
 
@@ -251,6 +255,10 @@ impl Context<'_> {
             drop,
             lock: match raw.lock {
                 Some(lock) => self.beside(&lock),
+                // Installed recipes are the package's, what they came to here is this machine's.
+                None if self.file.starts_with(INSTALLED) => {
+                    Path::new(LOCKS).join(self.file.with_extension("lock").file_name().unwrap_or_default())
+                }
                 None => self.file.with_extension("lock"),
             },
             base,

@@ -149,17 +149,13 @@ pub(super) fn run(mut command: Command, what: &str, progress: &Progress) -> anyh
     if status.success() {
         return Ok(());
     }
-    // Its own summary comes after the words of the program that failed.
-    let told = |line: &&String| !line.starts_with("I: ") && !line.trim().is_empty();
-    let own = |line: &&String| {
-        line.starts_with("E: ") && !line.contains("setup failed") && !line.contains("run_chroot failed")
-    };
-    let words = last
+    // The words of what failed, or else mmdebstrap's first; after them it only says what it takes down.
+    let first = last
         .iter()
-        .rev()
-        .filter(told)
-        .find(own)
-        .or_else(|| last.iter().rev().find(told));
+        .position(|line| line.starts_with("E: "))
+        .unwrap_or(last.len());
+    let said = |line: &&String| !line.starts_with("I: ") && !line.trim().is_empty();
+    let words = last[..first].iter().rev().find(said).or(last.get(first));
     bail!(
         "mmdebstrap, while {what}: {}",
         words.map_or("failed without a word", |line| line.trim())

@@ -80,7 +80,7 @@ pub(super) fn apply(
     let after = workshop.join("after.tar");
     let mut command = mmdebstrap("custom", epoch);
     command.arg("--skip=update");
-    command.arg(format!("--setup-hook=tar-in {} / xattrs:true", quoted(tar)));
+    command.arg(format!("--setup-hook=tar-in {} /", quoted(tar)));
     for (number, hook) in hooks.iter().enumerate() {
         let folder = stage(recipe, hook, &workshop.join(format!("hook-{number}")))?;
         command.arg("--customize-hook=rm -rf \"$1/run/cid-inputs\"; mkdir -p \"$1/run\"");
@@ -99,6 +99,8 @@ pub(super) fn apply(
     clean(&mut tree);
     // mmdebstrap's own preparations for a Debian tree, in one that is none.
     tree.retain(|name| before.get(name).is_some() || !PREPARED.iter().any(|pattern| covers(pattern, name)));
+    // Its tar has no extended attributes: what no hook touched keeps those it had.
+    tree.keep_attributes(&before);
     Ok(tree)
 }
 

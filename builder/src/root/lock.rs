@@ -111,6 +111,9 @@ impl Lock {
             );
         }
         text.push_str("]\n");
+        if let Some(folder) = file.parent() {
+            std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        }
         write_atomically(file, text.as_bytes())
     }
 }

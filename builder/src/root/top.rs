@@ -35,6 +35,15 @@ pub(super) fn lay(
         add_user(tree, user, epoch)
             .map_err(|error| recipe.error(user.name.line, format!("user {}: {error:#}", user.name.value)))?;
     }
+    // Where the node mounts what every program expects; container images often come without.
+    for folder in ["dev", "proc", "sys", "run"] {
+        if !tree.is_folder(folder)? {
+            put(tree, folder, Entry::new(Kind::Folder, 0o755), epoch)?;
+        }
+    }
+    if !tree.is_folder("tmp")? {
+        put(tree, "tmp", Entry::new(Kind::Folder, 0o1777), epoch)?;
+    }
     for mount in &root.mounts {
         if !tree.is_folder(&mount.target)? {
             put(tree, &mount.target, Entry::new(Kind::Folder, 0o755), epoch)?;

@@ -395,6 +395,22 @@ impl Tree {
             || matches!(self.entries.get(&name), Some(entry) if matches!(entry.kind, Kind::Folder)))
     }
 
+    /// Gives entries without extended attributes those they have in `before`, where size, mode and time are the same.
+    pub fn keep_attributes(&mut self, before: &Tree) {
+        for (name, entry) in &mut self.entries {
+            let Some(old) = before.entries.get(name) else {
+                continue;
+            };
+            let same = match (&entry.kind, &old.kind) {
+                (Kind::File(new), Kind::File(old)) => new.size() == old.size(),
+                (new, old) => std::mem::discriminant(new) == std::mem::discriminant(old),
+            };
+            if same && entry.attributes.is_empty() && (entry.mode, entry.mtime) == (old.mode, old.mtime) {
+                entry.attributes = old.attributes.clone();
+            }
+        }
+    }
+
     /// Whether a regular file is there, links followed.
     pub fn is_file(&self, name: &str) -> anyhow::Result<bool> {
         let name = self.resolve(name, Last::Follow)?;
