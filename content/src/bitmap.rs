@@ -121,10 +121,33 @@ impl Bitmap {
         (0..self.chunks).filter(|chunk| self.contains(*chunk))
     }
 
+    /// The chunks that are in it and in neither of the others, in order.
+    pub fn without<'a>(&'a self, one: &'a Self, other: &'a Self) -> impl Iterator<Item = u32> + 'a {
+        let bytes = self.bits.iter().zip(&one.bits).zip(&other.bits);
+        let left = bytes.map(|((mine, one), other)| mine & !one & !other);
+        left.zip(0_u32..).filter(|(byte, _)| *byte != 0).flat_map(bits_of)
+    }
+
+    /// The chunks that are in one of the two only, and whether that is the other one.
+    pub fn changes<'a>(&'a self, new: &'a Self) -> impl Iterator<Item = (u32, bool)> + 'a {
+        let bytes = self.bits.iter().zip(&new.bits).map(|(old, new)| old ^ new);
+        let changed = bytes
+            .zip(0_u32..)
+            .filter(|(byte, _)| *byte != 0)
+            .flat_map(bits_of);
+        changed.map(|chunk| (chunk, new.contains(chunk)))
+    }
+
     /// The chunks that are not in it, in order.
     pub fn missing(&self) -> impl Iterator<Item = u32> {
         (0..self.chunks).filter(|chunk| !self.contains(*chunk))
     }
+}
+
+fn bits_of((byte, at): (u8, u32)) -> impl Iterator<Item = u32> {
+    (0..8)
+        .filter(move |bit| byte & (0x80 >> bit) != 0)
+        .map(move |bit| at * 8 + bit)
 }
 
 #[cfg(test)]
@@ -158,6 +181,21 @@ mod tests {
                 prop_assert_eq!(bitmap.as_bytes(), &bytes[..]);
                 prop_assert_eq!(bitmap.iter().count(), bitmap.count() as usize);
             }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn differences(sets in prop::array::uniform3(prop::collection::btree_set(0_u32..30, 0..30))) {
+            let [a, b, c] = &sets;
+            let bitmap = |set: &BTreeSet<u32>| {
+                let mut bitmap = Bitmap::none(30);
+                set.iter().for_each(|chunk| assert!(bitmap.insert(*chunk)));
+                bitmap
+            };
+            let [x, y, z] = [a, b, c].map(bitmap);
+            prop_assert!(x.without(&y, &z).eq(a.iter().copied().filter(|chunk| !b.contains(chunk) && !c.contains(chunk))));
+            prop_assert!(x.changes(&y).eq(a.symmetric_difference(b).map(|chunk| (*chunk, b.contains(chunk)))));
         }
     }
 

@@ -7,13 +7,25 @@
 //! | [`tree`] | leaves and nodes as in RFC 9162, built from a stream, checked chunk by chunk | builder, head, agent |
 //! | [`manifest`] | what a root image is, its canonical bytes, the head's signature over them | head, agent |
 //! | [`bitmap`] | which chunks somebody has | head, agent |
+//! | [`download`] | which chunk a node fetches from whom next | agent |
+//! | [`serve`] | what a node gives to others | agent |
+//! | [`tickets`] | which chunk the head gives to whom | head |
+//!
+//! Time is a [`core::time::Duration`] since any fixed moment of the caller's monotonic clock.
 
 pub mod bitmap;
+pub mod download;
 pub mod manifest;
+pub mod random;
+pub mod serve;
+pub mod tickets;
 pub mod tree;
 
 pub use bitmap::Bitmap;
+pub use download::Download;
 pub use manifest::{Promise, Refusal, RootManifest, Signed};
+pub use serve::Uploads;
+pub use tickets::Tickets;
 pub use tree::{ChunkError, Shape, Tree, TreeBuilder, TreeError};
 
 use core::fmt;

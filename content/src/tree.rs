@@ -22,7 +22,8 @@ pub const MIN_CHUNK_BYTES: u32 = 4 * 1024;
 pub const MAX_CHUNKS: u32 = 1 << 16;
 
 const MAGIC: &[u8; 8] = b"CIDTREE1";
-const HEADER: usize = 8 + 4 + 8;
+/// What precedes the leaves of an encoded tree, in bytes.
+pub const HEADER_BYTES: usize = 8 + 4 + 8;
 const HASH: usize = 32;
 const LEAF: u8 = 0;
 const NODE: u8 = 1;
@@ -255,7 +256,7 @@ impl Tree {
     pub fn decode_unverified(bytes: &[u8]) -> Result<Self, TreeError> {
         let short = TreeError::Length {
             found: bytes.len(),
-            expected: HEADER,
+            expected: HEADER_BYTES,
         };
         let (magic, rest) = bytes.split_first_chunk::<8>().ok_or(short)?;
         if magic != MAGIC {
@@ -298,7 +299,7 @@ impl Tree {
 
 /// Length of an encoded tree, in bytes.
 pub fn encoded_bytes(shape: Shape) -> usize {
-    HEADER + shape.chunks() as usize * HASH
+    HEADER_BYTES + shape.chunks() as usize * HASH
 }
 
 /// Makes a tree of an image that comes in pieces of any length.

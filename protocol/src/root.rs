@@ -103,6 +103,9 @@ pub struct RootWish {
     /// It has waited in vain for its peers: the head may give it what others have already.
     #[serde(default)]
     pub starving: bool,
+    /// Chunks that it still fetches by earlier tickets; the others of its tickets are free again.
+    #[serde(default)]
+    pub using: Vec<u32>,
 }
 
 /// From the head to a node that fetches.
@@ -221,13 +224,14 @@ mod tests {
 
     #[test]
     fn messages_as_they_travel() {
-        let text = r#"{"type":"root","root":"wish","tree":"ab","have":"gA==","tickets":4,"peers":8,"starving":false}"#;
+        let text = r#"{"type":"root","root":"wish","tree":"ab","have":"gA==","tickets":4,"peers":8,"starving":false,"using":[]}"#;
         let wish = RootWish {
             tree: "ab".into(),
             have: "gA==".into(),
             tickets: 4,
             peers: 8,
             starving: false,
+            using: Vec::new(),
         };
         let message = FromNode::Root(RootReport::Wish(wish));
         assert_eq!(serde_json::to_string(&message).unwrap(), text);

@@ -194,7 +194,7 @@ fn a_tree_is_taken_only_when_it_is_the_one_that_was_signed() {
     }
     assert!(decode(&[&bytes[..], &[0]].concat()).is_err());
     let mut swapped = bytes.clone();
-    swapped[HEADER..HEADER + 2 * HASH].rotate_left(HASH);
+    swapped[HEADER_BYTES..HEADER_BYTES + 2 * HASH].rotate_left(HASH);
     assert!(matches!(decode(&swapped), Err(TreeError::OtherRoot { .. })));
     assert_eq!(decode(b"another file of enough bytes"), Err(TreeError::Magic));
 }
