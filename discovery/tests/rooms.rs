@@ -129,6 +129,30 @@ fn an_idle_room_is_nearly_silent_and_still_knows_a_crash_in_ten_seconds_a_busy_o
 }
 
 #[test]
+fn one_busy_node_among_quiet_ones_is_missed_within_three_seconds() {
+    let mut slowest = Duration::ZERO;
+    for seed in 1..=40 {
+        let loss = if seed % 2 == 0 { 10 } else { 0 };
+        let mut world = World::settled(seed, ROOM, wire(loss, seed % 4 < 2));
+        let victim = 1 + world.below(ROOM);
+        world.with(victim, |member, now| member.handle_mode(now, Mode::Busy));
+        let pause = secs(5.0) + Duration::from_millis(world.below(3_000) as u64);
+        world.run_for(pause);
+        let boot = world.hosts[victim].boot;
+        world.crash(victim);
+        let all_know = |world: &World| {
+            let others = world.nodes_on().into_iter().chain([0]);
+            others.into_iter().all(|i| world.buried(i, boot))
+        };
+        let took = world.time_until(secs(30.0), all_know).expect("found out");
+        slowest = slowest.max(took);
+        assert_eq!(world.false_alarms, 0);
+    }
+    println!("one busy among quiet: {slowest:?}");
+    assert!(slowest <= secs(3.0), "{slowest:?}");
+}
+
+#[test]
 fn a_power_strip_takes_six_machines_at_once() {
     for seed in 1..=20 {
         let mut world = World::settled(seed, ROOM, wire(0, seed % 2 == 0));

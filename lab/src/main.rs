@@ -99,6 +99,9 @@ enum Command {
         /// How many are switched on in a second.
         #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=100))]
         per_second: u32,
+        /// They are watched as nodes that run jobs are: a crash is known to all within 3 s.
+        #[arg(long)]
+        busy: bool,
     },
     /// Becomes an agent of the rig.
     #[command(hide = true)]
@@ -140,7 +143,11 @@ fn execute(command: Command) -> Result<ExitCode> {
         Command::Power { name, action } => keeper::power(&name, action)?,
         Command::Exec { command } => return keeper::exec(&command),
         Command::Keep { pcs, images, image } => keeper::keep(pcs, images, &image)?,
-        Command::Agents { count, per_second } => agents::hold(count.into(), per_second)?,
+        Command::Agents {
+            count,
+            per_second,
+            busy,
+        } => agents::hold(count.into(), per_second, busy)?,
         Command::Cell(cell) => cidlab::rig::cell::enter(&cell)?,
         Command::Documents(documents) => documents.write::<Arguments>("1")?,
         Command::Screenshot { out, images } => cidlab::screen::portrait(&or_default(images), &out)?,

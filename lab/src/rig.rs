@@ -22,6 +22,8 @@ pub use ask::{Asker, View};
 pub use hostile::{Heard, Hostile, Noise, VOLLEY};
 pub use wire::{Kind, Multicast, Share, Traffic, Wire};
 
+use cid_protocol::cmdline;
+
 use crate::head::{Adoption, Head, HeadOptions, program};
 use crate::room::Room;
 use crate::run::run;
@@ -180,6 +182,12 @@ impl Rig {
     pub fn succeeded(self) {
         self.room.succeeded();
     }
+}
+
+/// All nodes are watched as closely as if they ran jobs, by the word that an administrator would write into `kernel_args`.
+#[must_use]
+pub fn busy(options: HeadOptions) -> HeadOptions {
+    options.with_key(&format!("kernel_args = {:?}", cmdline::BUSY))
 }
 
 /// All namespaces share one table of neighbours; when it is full, packets are dropped, and tests lie.

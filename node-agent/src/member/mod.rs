@@ -15,7 +15,7 @@ use anyhow::Context;
 use cid_discovery::load::LoadVector;
 use cid_discovery::member::{Config, Event, Membership, Output, Records, To};
 use cid_discovery::seal::{GroupKey, MAX_DATAGRAM, Opener, Sealer};
-use cid_discovery::wire::Role;
+use cid_discovery::wire::{Mode, Role};
 use cid_discovery::{Boot, NodeId};
 use cid_protocol::peer::{PeerRow, Teller};
 use cid_protocol::{BEACON_GROUP, NODE_PORT, node};
@@ -45,6 +45,8 @@ const LAST_WORDS: Duration = Duration::from_millis(60);
 pub(crate) enum Command {
     /// The load, every second.
     Load(LoadVector),
+    /// How closely this node is to be watched.
+    Mode(Mode),
     /// The group's key was rotated.
     Key(node::GroupKey),
     /// We go; answered when it was said.
@@ -127,6 +129,11 @@ impl Handle {
     /// A full queue drops it: the next load is a second away.
     pub(crate) fn load(&self, load: LoadVector) {
         let _ = self.commands.try_send(Command::Load(load));
+    }
+
+    /// A full queue drops it: whoever wants it says so again.
+    pub(crate) fn mode(&self, mode: Mode) {
+        let _ = self.commands.try_send(Command::Mode(mode));
     }
 
     /// The key that seals from now on.
@@ -320,6 +327,7 @@ impl Member {
         let now = self.started.elapsed();
         match command {
             Command::Load(load) => self.core.handle_load(now, load),
+            Command::Mode(mode) => self.core.handle_mode(now, mode),
             Command::Key(key) => {
                 let newer = group_key(&key)?;
                 self.opener.handle_key(now, newer.clone(), key.revoked);

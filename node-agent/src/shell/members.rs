@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
+use cid_discovery::wire::Mode;
 use cid_protocol::node::{GroupKey, MemberTicket};
 use tokio::time::timeout;
 
@@ -31,6 +32,7 @@ pub(super) struct Seating {
     wanted: Option<(u32, Ipv4Addr)>,
     retry_at: Duration,
     meter: Meter,
+    mode: Mode,
 }
 
 impl Seating {
@@ -44,6 +46,7 @@ impl Seating {
             wanted: None,
             retry_at: Duration::ZERO,
             meter: Meter::default(),
+            mode: Mode::Quiet,
         }
     }
 
@@ -132,6 +135,15 @@ impl Shell {
         }
     }
 
+    /// How closely its neighbours watch this node from now on: `Busy` while it runs jobs, so that somebody else takes them within
+    /// seconds of its death.
+    pub(super) fn set_mode(&mut self, mode: Mode) {
+        self.seating.mode = mode;
+        if let Some(member) = &self.seating.member {
+            member.mode(mode);
+        }
+    }
+
     /// Peers need not look for this node.
     pub(super) async fn leave_members(&mut self) {
         if let Some(member) = &self.seating.member {
@@ -178,6 +190,8 @@ impl Shell {
         if let Some(member) = &self.seating.member {
             let load = self.seating.meter.measure(&member.place.link);
             member.load(load);
+            // Again, since a full queue may have dropped it; the same mode once more is nothing.
+            member.mode(self.seating.mode);
         } else if let Some((index, address)) = self.seating.wanted
             && now >= self.seating.retry_at
         {
@@ -219,6 +233,7 @@ impl Shell {
         match member {
             Ok(member) => {
                 self.open_door(&member);
+                member.mode(self.seating.mode);
                 self.seating.member = Some(member);
                 let now = self.now();
                 self.announcer.handle_address(now, None);

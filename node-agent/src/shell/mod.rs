@@ -15,6 +15,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use cid_discovery::wire::Mode;
 use cid_discovery::{Announcer, NodeId};
 use cid_protocol::cmdline;
 use cid_protocol::measure::Measured;
@@ -175,7 +176,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     let announcer = Announcer::new(NodeId::of_machine(&hardware::uuid(), boot_mac), incarnation, seed);
     let (head, booted_from) = (config.head, config.boot_mac);
     let node = Node::new(started.elapsed(), config);
-    let shell = Shell {
+    let mut shell = Shell {
         started,
         keep,
         head_heard_kept: None,
@@ -197,6 +198,9 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         measurements: Measurements::begin(),
         sender,
     };
+    if cmdline::lookup(&shell.cmdline, cmdline::BUSY).is_some() {
+        shell.set_mode(Mode::Busy);
+    }
     shell.forever(events).await
 }
 
