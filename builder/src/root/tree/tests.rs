@@ -1,3 +1,5 @@
+use std::io::{Seek, SeekFrom, Write};
+
 use super::*;
 
 /// A tar of `NAME -> Entry` members, hard links by `HARD`.
