@@ -37,7 +37,10 @@ pub enum Outgoing {
 
 /// Drops by reason since start; reasons are a closed set of this program's own words.
 #[derive(Debug, Default)]
-pub struct Drops(Mutex<BTreeMap<&'static str, u64>>);
+pub struct Drops {
+    reasons: Mutex<BTreeMap<&'static str, u64>>,
+    connections: AtomicU64,
+}
 
 impl Drops {
     /// Counts one.
@@ -47,12 +50,22 @@ impl Drops {
 
     /// Counts so many at once.
     pub fn add(&self, reason: &'static str, count: u64) {
-        *lock(&self.0).entry(reason).or_default() += count;
+        *lock(&self.reasons).entry(reason).or_default() += count;
+    }
+
+    /// Counts a connection that was taken at the nodes' port, whatever becomes of it.
+    pub fn count_connection(&self) {
+        self.connections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// All connections that were taken there: those that ended without an ordinary reason are among the drops.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Relaxed)
     }
 
     /// All of them.
     pub fn all(&self) -> BTreeMap<&'static str, u64> {
-        lock(&self.0).clone()
+        lock(&self.reasons).clone()
     }
 }
 

@@ -47,6 +47,12 @@ pub enum Ended {
     /// No TLS, or the other side's certificate is not believed; the word says which.
     #[error("TLS: {1}")]
     Handshake(&'static str, String),
+    /// The other side hung up before TLS was there: a scanner of ports, or garbage shorter than it said.
+    #[error("it hung up before TLS began")]
+    CutShort,
+    /// TLS was not there in time.
+    #[error("no TLS in time")]
+    NoTls,
     /// A certificate of this cluster that is not in force (any more).
     #[error("its certificate is revoked, or of a boot that is over")]
     NotListed,
@@ -80,12 +86,14 @@ pub enum Ended {
 }
 
 impl Ended {
-    /// The word it is counted by; `None` for the two ordinary ends.
+    /// The word it is counted by; `None` for the two ordinary ends, which only TLS that was there can come to.
     pub fn drop_reason(&self) -> Option<&'static str> {
         match self {
             Self::FrameTooLong(_) => Some("node-frame-too-long"),
             Self::NotAMessage(_) => Some("node-not-a-message"),
             Self::Handshake(word, _) => Some(word),
+            Self::CutShort => Some("tls-cut-short"),
+            Self::NoTls => Some("tls-late"),
             Self::NotListed => Some("node-not-listed"),
             Self::NotANode(_) => Some("node-not-a-node"),
             Self::NotEnrolled => Some("node-not-enrolled"),
@@ -112,7 +120,11 @@ pub async fn serve(core: Arc<Core>, trust: Arc<Trust>, listener: TcpListener) {
                 continue;
             }
         };
-        let IpAddr::V4(address) = peer.ip() else { continue };
+        core.drops.count_connection();
+        let IpAddr::V4(address) = peer.ip() else {
+            core.drops.count("node-not-ipv4");
+            continue;
+        };
         let Some(place) = PerAddress::take(&counts, address) else {
             core.drops.count("node-too-many-connections");
             continue;
@@ -142,7 +154,7 @@ pub enum Caller {
 /// Speaks TLS with whoever called until the end of the connection, and says how it ended.
 pub async fn greet<S: Transport>(core: &Arc<Core>, trust: &Trust, stream: S, address: Ipv4Addr) -> Ended {
     let stream = match timeout(HELLO_TIMEOUT, trust.acceptor().accept(stream)).await {
-        Err(_) => return Ended::Silent,
+        Err(_) => return Ended::NoTls,
         Ok(Err(error)) => return refused_handshake(error),
         Ok(Ok(stream)) => stream,
     };
@@ -164,8 +176,8 @@ fn refused_handshake(error: std::io::Error) -> Ended {
     let tls = error.get_ref().and_then(|inner| inner.downcast_ref());
     match tls.map(cid_trust::word) {
         Some(word) => Ended::Handshake(word, error.to_string()),
-        None if error.kind() == std::io::ErrorKind::UnexpectedEof => Ended::Closed,
-        None => error.into(),
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => Ended::CutShort,
+        None => Ended::Handshake("tls-transport", error.to_string()),
     }
 }
 

@@ -172,6 +172,8 @@ pub struct Registry {
     credentials: BTreeMap<Mac, Credential>,
     /// Certificates in force.
     listed: BTreeMap<Fingerprint, Mac>,
+    /// Revoked since this head started, the latest last.
+    thrown_out: VecDeque<Fingerprint>,
     /// Connections with such a certificate.
     vouched: BTreeMap<ConnectionId, Mac>,
     /// Nodes that were unfit, by reason.
@@ -218,6 +220,7 @@ impl Registry {
             timelines: Timelines::default(),
             credentials: BTreeMap::new(),
             listed: BTreeMap::new(),
+            thrown_out: VecDeque::new(),
             vouched: BTreeMap::new(),
             refusals: BTreeMap::new(),
             ids,

@@ -16,7 +16,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use cid_protocol::api::{DhcpStatus, Explanation, HoursList, NodeState, Status};
-use cid_protocol::node::{FromNode, Hardware, Hello, Leaving, Link, NODE_PROTOCOL_VERSION, ToNode};
+use cid_protocol::node::{FromNode, Leaving, ToNode};
 
 use room::{LIMIT, MAC, Process, Room, run, wait_for};
 use tls::Boot;
@@ -130,25 +130,7 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
 
 /// What the PC's node software says first.
 fn hello() -> FromNode {
-    let link = Link {
-        name: "pc0".into(),
-        mac: MAC.into(),
-        in_use: true,
-        ..Link::default()
-    };
-    FromNode::Hello(Box::new(Hello {
-        version: NODE_PROTOCOL_VERSION,
-        boot_id: "one".into(),
-        image: "minimal".into(),
-        door: "pxe-bios".into(),
-        hardware: Hardware {
-            cpus: 2,
-            links: vec![link],
-            ..Hardware::default()
-        },
-        phases: Vec::new(),
-        incarnation: None,
-    }))
+    room::hello(MAC, "one", None)
 }
 
 #[test]

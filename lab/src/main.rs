@@ -106,6 +106,9 @@ enum Command {
     /// Becomes an agent of the rig.
     #[command(hide = true)]
     Cell(cidlab::rig::cell::Cell),
+    /// Becomes a crowd of agents.
+    #[command(hide = true)]
+    Crowd(cidlab::rig::crowd::Members),
     /// Holds the room that `up` opened.
     #[command(hide = true)]
     Keep { pcs: u8, images: PathBuf, image: String },
@@ -148,6 +151,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             per_second,
             busy,
         } => agents::hold(count.into(), per_second, busy)?,
+        Command::Crowd(members) => cidlab::rig::crowd::run(&members)?,
         Command::Cell(cell) => cidlab::rig::cell::enter(&cell)?,
         Command::Documents(documents) => documents.write::<Arguments>("1")?,
         Command::Screenshot { out, images } => cidlab::screen::portrait(&or_default(images), &out)?,

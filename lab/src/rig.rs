@@ -5,6 +5,7 @@
 pub mod agent;
 pub mod ask;
 pub mod cell;
+pub mod crowd;
 mod firmware;
 pub mod hostile;
 pub mod wire;
@@ -19,6 +20,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::{Agent, Phase};
 pub use ask::{Asker, View};
+pub use crowd::Crowd;
 pub use hostile::{Heard, Hostile, Noise, VOLLEY};
 pub use wire::{Kind, Multicast, Share, Traffic, Wire};
 
@@ -68,13 +70,7 @@ impl Rig {
             "{count} agents: a bridge carries 1 to {MOST_AGENTS}"
         );
         neighbours_fit(count)?;
-        let mut options = HeadOptions::new(crate::lab::images_dir(), "minimal")
-            .with_key(&format!("match = [{:?}]", agent::mac_pattern()));
-        options.adoption = Adoption::ByHand;
-        let options = change(options);
-        let room = Arc::new(Room::start(name)?);
-        widen(&room)?;
-        let head = Head::start(&room, &options)?;
+        let (room, head) = room_with_head(name, change)?;
         let places = lay_wires(&room, count)?;
         let cell = program("cidlab")?;
         // Beside the others, or the one that goes into images (ci/node-programs).
@@ -91,6 +87,26 @@ impl Rig {
             wire,
             room,
         })
+    }
+
+    /// A head as in [`Rig::start`], and `count` PCs that are off, all of them in one process ([`crowd`]).
+    ///
+    /// # Errors
+    /// As [`Rig::start`], but for the table of neighbours.
+    pub fn with_crowd(name: &str, count: usize) -> Result<(Self, Crowd)> {
+        ensure!(
+            (1..=MOST_AGENTS).contains(&count),
+            "{count} nodes: 1 to {MOST_AGENTS}"
+        );
+        let (room, head) = room_with_head(name, |options| options)?;
+        let rig = Self {
+            head,
+            agents: Vec::new(),
+            wire: Wire::new(Arc::clone(&room))?,
+            room,
+        };
+        let crowd = Crowd::gather(&rig, count)?;
+        Ok((rig, crowd))
     }
 
     /// The PCs.
@@ -188,6 +204,16 @@ impl Rig {
 #[must_use]
 pub fn busy(options: HeadOptions) -> HeadOptions {
     options.with_key(&format!("kernel_args = {:?}", cmdline::BUSY))
+}
+
+fn room_with_head(name: &str, change: impl FnOnce(HeadOptions) -> HeadOptions) -> Result<(Arc<Room>, Head)> {
+    let mut options = HeadOptions::new(crate::lab::images_dir(), "minimal")
+        .with_key(&format!("match = [{:?}]", agent::mac_pattern()));
+    options.adoption = Adoption::ByHand;
+    let room = Arc::new(Room::start(name)?);
+    widen(&room)?;
+    let head = Head::start(&room, &change(options))?;
+    Ok((room, head))
 }
 
 /// All namespaces share one table of neighbours; when it is full, packets are dropped, and tests lie.

@@ -45,7 +45,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ],
     ),
     ("cidctl", &["cid-protocol", "cid-manual", "cid-trust"]),
-    ("cidlab", &["cid-protocol", "cid-sys", "cid-trust", "cid-manual"]),
+    (
+        "cidlab",
+        &["cid-agent", "cid-protocol", "cid-sys", "cid-trust", "cid-manual"],
+    ),
 ];
 
 /// Everything PID 1 may be linked from: std, system calls, and what those two libraries bring.

@@ -1,14 +1,17 @@
 //! The node's own TCP port: an administrator asks who is there, when the head cannot. Read-only; must never do what it is told,
 //! nor let a stranger take more than a handshake's worth of time and memory.
 
+use std::collections::BTreeSet;
 use std::net::{SocketAddr, SocketAddrV4};
 use std::os::fd::AsFd;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use cid_protocol::NODE_PORT;
+use cid_protocol::node::{GroupKey, MAX_THROWN_OUT};
 use cid_protocol::peer::{FromPeer, MAX_ROWS, PeerNodes, ToPeer};
 use cid_protocol::root::RootAnswer;
+use cid_trust::Fingerprint;
 use cid_trust::rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -31,8 +34,35 @@ const HANDSHAKE_BOUND: Duration = Duration::from_secs(5);
 const QUESTION_BOUND: Duration = Duration::from_secs(10);
 /// Questions of one connection.
 const MAX_QUESTIONS: usize = 100;
+/// Revoked certificates that are remembered in one boot; who revokes more than that has other worries.
+const MOST_THROWN_OUT: usize = 16 * MAX_THROWN_OUT;
 /// Longest question, in bytes.
 const MAX_QUESTION: usize = 256;
+
+/// Certificates of this cluster that open nothing any more, as the head told. Its list is the head's alone to know; a door would take
+/// every certificate that the authority signed.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ThrownOut(Arc<Mutex<BTreeSet<String>>>);
+
+impl ThrownOut {
+    /// The head named these, which are not so many that they would have to be forgotten: it names no more than
+    /// [`MAX_THROWN_OUT`], the older ones no longer.
+    pub(crate) fn handle_key(&self, key: &GroupKey) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for fingerprint in key.thrown_out.iter().take(MAX_THROWN_OUT) {
+            if known.len() < MOST_THROWN_OUT {
+                known.insert(fingerprint.clone());
+            }
+        }
+    }
+
+    fn holds(&self, fingerprint: &str) -> bool {
+        self.0
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains(fingerprint)
+    }
+}
 
 /// An open door; dropping it closes it.
 #[derive(Debug)]
@@ -52,20 +82,26 @@ impl Door {
         place: &Place,
         config: Arc<ServerConfig>,
         commands: mpsc::Sender<Command>,
+        thrown_out: ThrownOut,
     ) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind_device(Some(place.link.as_bytes()))?;
         socket.bind(SocketAddr::V4(SocketAddrV4::new(place.address, NODE_PORT)))?;
         let listener = socket.listen(BACKLOG)?;
-        let task = tokio::spawn(serve(listener, TlsAcceptor::from(config), commands));
+        let task = tokio::spawn(serve(listener, TlsAcceptor::from(config), commands, thrown_out));
         Ok(Self {
             task: task.abort_handle(),
         })
     }
 }
 
-async fn serve(listener: TcpListener, acceptor: TlsAcceptor, commands: mpsc::Sender<Command>) {
+async fn serve(
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    commands: mpsc::Sender<Command>,
+    thrown_out: ThrownOut,
+) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     // Ends them all when the door is closed.
     let mut visits = tokio::task::JoinSet::new();
@@ -75,9 +111,10 @@ async fn serve(listener: TcpListener, acceptor: TlsAcceptor, commands: mpsc::Sen
         };
         if let Ok((stream, _)) = listener.accept().await {
             let (acceptor, commands) = (acceptor.clone(), commands.clone());
+            let thrown_out = thrown_out.clone();
             visits.spawn(async move {
                 // Whoever is refused learns it by TLS's alert; there is nobody here to tell.
-                let _ = visit(stream, acceptor, commands).await;
+                let _ = visit(stream, acceptor, commands, &thrown_out).await;
                 drop(place);
             });
         }
@@ -90,19 +127,28 @@ async fn visit(
     stream: TcpStream,
     acceptor: TlsAcceptor,
     commands: mpsc::Sender<Command>,
+    thrown_out: &ThrownOut,
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = stream.as_fd().try_clone_to_owned()?;
     let stream = timeout(HANDSHAKE_BOUND, acceptor.accept(stream)).await??;
     let peer = cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;
-    if peer.is_none() {
+    let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+    let (Some(_), Some(leaf)) = (peer, leaf) else {
         return Ok(());
-    }
+    };
+    let shown = Fingerprint::of(leaf).to_string();
     let (reader, mut stream) = tokio::io::split(stream);
     let mut reader = frames::Reader::with_limit(reader, MAX_QUESTION);
     let mut measured = Asked::default();
     for _ in 0..MAX_QUESTIONS {
-        match timeout(QUESTION_BOUND, reader.next()).await?? {
+        let question = timeout(QUESTION_BOUND, reader.next()).await??;
+        // Before each answer: it may be thrown out between two of them.
+        if thrown_out.holds(&shown) {
+            let reason = "this certificate was revoked".to_owned();
+            return frames::write(&mut stream, &FromPeer::Refused { reason }).await;
+        }
+        match question {
             Some(ToPeer::Nodes) => timeout(QUESTION_BOUND, answer_nodes(&mut stream, &commands)).await??,
             Some(ToPeer::Measure(probe)) => {
                 timeout(QUESTION_BOUND, measured.answer(&mut stream, &socket, probe)).await??;

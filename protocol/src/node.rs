@@ -102,6 +102,10 @@ pub enum Leaving {
 /// From the head to the node.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "kebab-case")]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "messages are read one at a time, and kept boxed"
+)]
 pub enum ToNode {
     /// Answer to [`FromNode::Enroll`]; the head closes behind it, and the node calls again with the certificate.
     Certificate(Certificate),
@@ -204,6 +208,9 @@ pub struct MemberTicket {
     pub key: GroupKey,
 }
 
+/// Revoked certificates that a [`GroupKey`] names.
+pub const MAX_THROWN_OUT: usize = 64;
+
 /// The key that seals membership datagrams.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GroupKey {
@@ -214,6 +221,10 @@ pub struct GroupKey {
     /// Somebody was thrown out: the key before it must not open another datagram.
     #[serde(default)]
     pub revoked: bool,
+    /// SHA-256 of certificates that were revoked, the latest last, as 64 hexadecimal digits: nodes do not open their doors to them.
+    /// [`MAX_THROWN_OUT`] at the most.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub thrown_out: Vec<String>,
 }
 
 impl std::fmt::Debug for GroupKey {

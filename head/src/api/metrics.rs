@@ -79,6 +79,15 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "Open node connections.",
         api.core.connection_count() as u64,
     );
+    let (name, help) = (
+        "cid_node_connections_total",
+        "Connections taken at the nodes' port; those that ended for another reason than a good-bye are in the drops.",
+    );
+    let taken = api.core.drops.connections();
+    let _ = writeln!(
+        text,
+        "# HELP {name} {help}\n# TYPE {name} counter\n{name} {taken}"
+    );
     members(&api, &mut text);
     let serving = u64::from(matches!(api.boot.dhcp(), DhcpStatus::Serving));
     single(

@@ -1,5 +1,6 @@
 //! Conversations over in-memory streams, and mutated frames by the ten thousand.
 
+use std::net::SocketAddr;
 use std::sync::LazyLock;
 
 use cid_protocol::api::NodeState;
@@ -7,6 +8,7 @@ use cid_protocol::cmdline;
 use cid_protocol::node::{Hardware, Hello, Leaving, Link, Load, NODE_PROTOCOL_VERSION};
 use cid_trust::{Authority, Expect, Identity, Pin, PrivateKey, client_config, server_name};
 use tokio::io::DuplexStream;
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -254,7 +256,80 @@ async fn silence_ends_a_connection() {
     let folder = tempfile::tempdir().unwrap();
     let core = head(folder.path());
     let (_node, task) = knock(&core);
-    assert!(matches!(task.await.unwrap(), Ended::Silent));
+    assert_eq!(task.await.unwrap().drop_reason(), Some("tls-late"));
+}
+
+/// The word by which a caller of the real port is counted, who says this and hangs up (or resets the connection).
+async fn counted(core: &Arc<Core>, port: SocketAddr, says: &[u8], resets: bool) -> Vec<&'static str> {
+    let before = core.drops.all();
+    let mut caller = TcpStream::connect(port).await.unwrap();
+    caller.write_all(says).await.unwrap();
+    if resets {
+        // So that the bytes are not what it is refused for.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        caller.set_zero_linger().unwrap();
+    } else {
+        caller.shutdown().await.unwrap();
+        let _ = timeout(Duration::from_secs(5), caller.read_to_end(&mut Vec::new())).await;
+    }
+    drop(caller);
+    for _ in 0..200 {
+        let now = core.drops.all();
+        let more: Vec<_> = now
+            .iter()
+            .filter(|(word, count)| before.get(*word) != Some(count))
+            .map(|(word, _)| *word)
+            .collect();
+        if !more.is_empty() {
+            return more;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    Vec::new()
+}
+
+#[tokio::test]
+async fn every_connection_that_comes_to_nothing_is_counted_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let core = head(folder.path());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap();
+    let door = tokio::spawn(serve(Arc::clone(&core), trust(), listener));
+    let promised = [&[22, 3, 1, 4, 0][..], &[0xa5; 100]].concat();
+    let broken = [&[22, 3, 1, 0, 100][..], &[0xa5; 100]].concat();
+    let table: [(&[u8], bool, &str); 6] = [
+        (b"", false, "tls-cut-short"),
+        (b"\x16", false, "tls-cut-short"),
+        (&promised, false, "tls-cut-short"),
+        (&broken, false, "tls-not-tls"),
+        (b"GET / HTTP/1.0\r\n\r\n", false, "tls-not-tls"),
+        (&promised, true, "tls-transport"),
+    ];
+    for (says, resets, wanted) in table {
+        assert_eq!(counted(&core, port, says, resets).await, [wanted], "{says:?}");
+    }
+    let mut held = Vec::new();
+    for _ in 0..MAX_PER_ADDRESS {
+        held.push(TcpStream::connect(port).await.unwrap());
+    }
+    let all = MAX_PER_ADDRESS as u64 + table.len() as u64;
+    while core.drops.connections() < all {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert_eq!(
+        counted(&core, port, b"", false).await,
+        ["node-too-many-connections"]
+    );
+    drop(held);
+    let sum = || core.drops.all().values().sum::<u64>();
+    let _ = timeout(Duration::from_secs(5), async {
+        while sum() < core.drops.connections() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    assert_eq!(sum(), core.drops.connections(), "{:?}", core.drops.all());
+    door.abort();
 }
 
 /// The word that the door counts such a caller by.

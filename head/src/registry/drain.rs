@@ -85,6 +85,10 @@ impl Registry {
             .and_then(|machine| self.drain_of(now, machine));
         match drain {
             Some(drain) => self.start_draining(now, mac, drain),
+            // Another reason for what it is already would be a line in everybody's history: of the whole room, when a head comes back.
+            None if self
+                .record(mac)
+                .is_some_and(|record| record.state == NodeState::Up) => {}
             None => self.change_state(now, mac, NodeState::Up, reason),
         }
     }

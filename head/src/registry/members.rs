@@ -8,6 +8,7 @@ use cid_discovery::seal::GroupKey;
 use cid_discovery::{Boot, NodeId};
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{self, MemberTicket, ToNode};
+use cid_trust::Fingerprint;
 
 use super::{ConnectionId, Now, Output, Registry};
 use crate::mac::Mac;
@@ -40,7 +41,7 @@ impl Registry {
     ) {
         self.ticket = Some(Ticket {
             head,
-            key: spoken(key, false),
+            key: self.spoken(key, false),
         });
         for (id, change) in table {
             let Some(mac) = self.ids.get(id).copied() else {
@@ -192,9 +193,12 @@ impl Registry {
 
     /// The group key from here on: every node that is connected is told.
     pub fn issue_key(&mut self, key: &GroupKey, revoked: bool) {
-        let spoken = spoken(key, revoked);
+        let spoken = self.spoken(key, revoked);
         if let Some(ticket) = &mut self.ticket {
-            ticket.key = self::spoken(key, false);
+            ticket.key = node::GroupKey {
+                revoked: false,
+                ..spoken.clone()
+            };
         }
         // A connection that has not said hello gets it with its welcome.
         let proved = self
@@ -212,6 +216,15 @@ impl Registry {
     pub fn revoke(&mut self, now: Now, mac: Mac, reason: &str) {
         if self.machines.contains_key(&mac) {
             self.throw_out(now, mac, reason);
+        }
+    }
+
+    fn spoken(&self, key: &GroupKey, revoked: bool) -> node::GroupKey {
+        node::GroupKey {
+            epoch: key.epoch,
+            secret: cid_trust::encode(&key.secret),
+            revoked,
+            thrown_out: self.thrown_out.iter().map(Fingerprint::to_string).collect(),
         }
     }
 
@@ -245,13 +258,5 @@ fn state_in_history(state: NodeState) -> State {
         NodeState::Home => State::Home,
         NodeState::Lost => State::Lost,
         NodeState::Refused => State::Refused,
-    }
-}
-
-fn spoken(key: &GroupKey, revoked: bool) -> node::GroupKey {
-    node::GroupKey {
-        epoch: key.epoch,
-        secret: cid_trust::encode(&key.secret),
-        revoked,
     }
 }

@@ -3,7 +3,7 @@
 
 use cid_discovery::NodeId;
 use cid_protocol::api::NodeState;
-use cid_protocol::node::{Certificate, ToNode};
+use cid_protocol::node::{Certificate, MAX_THROWN_OUT, ToNode};
 use cid_trust::{BootToken, Fingerprint, TOKEN_SKEW_MS};
 
 use super::{ConnectionId, Now, Output, Registry};
@@ -269,6 +269,13 @@ impl Registry {
 
     /// Revokes what it has and keeps it out until the administrator says otherwise.
     pub(super) fn throw_out(&mut self, now: Now, mac: Mac, reason: &str) {
+        // The nodes' own doors know the authority, not the list: they are told, with the key that follows.
+        if let Some(fingerprint) = self.credentials.get(&mac).and_then(Credential::fingerprint) {
+            self.thrown_out.push_back(fingerprint);
+            if self.thrown_out.len() > MAX_THROWN_OUT {
+                self.thrown_out.pop_front();
+            }
+        }
         self.take_off_list(mac);
         self.close_certified(mac);
         if let Some(machine) = self.machines.get_mut(&mac) {

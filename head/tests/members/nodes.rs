@@ -16,9 +16,7 @@ use cid_discovery::seal::{GroupKey, MAX_DATAGRAM, Opener, Sealer};
 use cid_discovery::wire::Role;
 use cid_discovery::{Boot, NodeId};
 use cid_protocol::cmdline;
-use cid_protocol::node::{
-    self, Enroll, FromNode, Hardware, Hello, Link, Load, MemberTicket, NODE_PROTOCOL_VERSION, ToNode,
-};
+use cid_protocol::node::{self, Enroll, FromNode, Load, MemberTicket, NODE_PROTOCOL_VERSION, ToNode};
 use cid_protocol::{BEACON_GROUP, NODE_PORT};
 use cid_trust::{Expect, Identity, PrivateKey, client_config, server_name};
 use cidhead::trust::Trust;
@@ -230,26 +228,9 @@ impl Node {
         let stream = self.dial(trust, identity.as_ref()).await?;
         let (mut reader, mut writer) = tokio::io::split(stream);
         let incarnation = self.member().as_ref().map(|member| member.boot.incarnation);
-        let link = Link {
-            name: "pc0".into(),
-            mac: mac(self.number),
-            in_use: true,
-            ..Link::default()
-        };
-        let hello = Hello {
-            version: NODE_PROTOCOL_VERSION,
-            boot_id: format!("boot-{}", self.number),
-            image: "minimal".into(),
-            door: "pxe-bios".into(),
-            hardware: Hardware {
-                cpus: 2,
-                links: vec![link],
-                ..Hardware::default()
-            },
-            phases: Vec::new(),
-            incarnation,
-        };
-        write(&mut writer, &FromNode::Hello(Box::new(hello))).await?;
+        let boot_id = format!("boot-{}", self.number);
+        let hello = crate::room::hello(&mac(self.number), &boot_id, incarnation);
+        write(&mut writer, &hello).await?;
         let pulses = async {
             loop {
                 tokio::time::sleep(Duration::from_secs(node::PULSE_SECS)).await;

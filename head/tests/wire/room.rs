@@ -7,12 +7,36 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use cid_protocol::api::{NodeList, NodeRow, NodeState, Status};
+use cid_protocol::node::{FromNode, Hardware, Hello, Link, NODE_PROTOCOL_VERSION};
 use sha2::{Digest, Sha256};
 
 /// How long anything may take that should be immediate on a busy machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);
 /// The PC's MAC unless a test gives it another.
 pub(crate) const MAC: &str = "52:54:00:00:00:01";
+
+/// What a PC's node software says first.
+pub(crate) fn hello(mac: &str, boot_id: &str, incarnation: Option<u64>) -> FromNode {
+    let link = Link {
+        name: "pc0".into(),
+        mac: mac.into(),
+        in_use: true,
+        ..Link::default()
+    };
+    FromNode::Hello(Box::new(Hello {
+        version: NODE_PROTOCOL_VERSION,
+        boot_id: boot_id.into(),
+        image: "minimal".into(),
+        door: "pxe-bios".into(),
+        hardware: Hardware {
+            cpus: 2,
+            links: vec![link],
+            ..Hardware::default()
+        },
+        phases: Vec::new(),
+        incarnation,
+    }))
+}
 
 /// A process that ends with the value.
 pub(crate) struct Process(pub(crate) Child);

@@ -89,6 +89,12 @@ pub fn mac_text(number: usize) -> String {
     format!("52:54:00:c2:{:02x}:{:02x}", number / 256, number % 256)
 }
 
+/// UUID of the machine with this number.
+#[must_use]
+pub fn uuid_text(number: usize) -> String {
+    format!("c1d00000-0000-4000-8000-{:012x}", number + 1)
+}
+
 /// All of them, as a group's key `match` has it.
 pub(super) fn mac_pattern() -> &'static str {
     "52:54:00:c2:*"
@@ -123,7 +129,7 @@ impl Agent {
     /// Its machine's UUID.
     #[must_use]
     pub fn uuid(&self) -> String {
-        format!("c1d00000-0000-4000-8000-{:012x}", self.number + 1)
+        uuid_text(self.number)
     }
 
     /// Its port of the bridge.

@@ -18,7 +18,7 @@ use nix::sched::{CloneFlags, setns, unshare};
 use super::firmware::{self, Boot};
 
 /// All an agent may do here, as `setpriv --bounding-set` reads it. It sets no clock and restarts nothing.
-const MAY: &str = "-all,+net_admin,+net_raw,+net_bind_service";
+pub(super) const MAY: &str = "-all,+net_admin,+net_raw,+net_bind_service";
 /// What of a wire the agent reads in sysfs.
 const LINK_FILES: [&str; 6] = ["type", "address", "ifindex", "carrier", "speed", "statistics"];
 

@@ -21,7 +21,8 @@ const PATIENCE: [Duration; 4] = [
 ];
 /// Of the fetched script, in bytes.
 const MAX_SCRIPT: u64 = 64 * 1024;
-const LINK: &str = "eth0";
+/// The card.
+pub(super) const LINK: &str = "eth0";
 
 /// What firmware comes to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +40,10 @@ pub(super) enum Boot {
 }
 
 /// An address and where to go on.
-struct Lease {
-    address: Ipv4Addr,
-    prefix: u32,
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub(super) address: Ipv4Addr,
+    pub(super) prefix: u8,
     file: String,
 }
 
@@ -51,29 +53,31 @@ pub(super) fn start(mac: &str, uuid: &str) -> Result<Boot> {
     let _ = std::fs::write("/proc/sys/net/ipv6/conf/all/disable_ipv6", "1");
     ip(&["link", "set", LINK, "up"])?;
     ip(&["addr", "flush", "dev", LINK])?;
-    let Some(lease) = ask(mac, uuid)? else {
-        return Ok(Boot::OwnDisk {
-            why: "nobody offered a boot file".to_owned(),
-        });
-    };
-    ip(&[
-        "addr",
-        "add",
-        &format!("{}/{}", lease.address, lease.prefix),
-        "dev",
-        LINK,
-    ])?;
-    let script = fetch(&lease.file);
-    ip(&["addr", "flush", "dev", LINK])?;
-    match script {
-        Ok(script) => Ok(read(&script)),
-        Err(error) => Ok(Boot::OwnDisk {
-            why: format!("{}: {error:#}", lease.file),
-        }),
+    let (lease, boot) = boot(mac, uuid)?;
+    if lease.is_some() {
+        ip(&["addr", "flush", "dev", LINK])?;
     }
+    Ok(boot)
 }
 
-fn ip(arguments: &[&str]) -> Result<()> {
+/// Asks on a card that is on, and leaves the address that it was given on it.
+pub(super) fn boot(mac: &str, uuid: &str) -> Result<(Option<Lease>, Boot)> {
+    let Some(lease) = ask(mac, uuid)? else {
+        let why = "nobody offered a boot file".to_owned();
+        return Ok((None, Boot::OwnDisk { why }));
+    };
+    let address = format!("{}/{}", lease.address, lease.prefix);
+    ip(&["addr", "replace", &address, "dev", LINK])?;
+    let boot = match fetch(lease.address, &lease.file) {
+        Ok(script) => read(&script),
+        Err(error) => Boot::OwnDisk {
+            why: format!("{}: {error:#}", lease.file),
+        },
+    };
+    Ok((Some(lease), boot))
+}
+
+pub(super) fn ip(arguments: &[&str]) -> Result<()> {
     run(Command::new("ip").args(arguments)).map(drop)
 }
 
@@ -86,6 +90,7 @@ fn ask(mac: &str, uuid: &str) -> Result<Option<Lease>> {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::DGRAM, None)?;
     socket.bind_device(Some(LINK.as_bytes()))?;
     socket.set_broadcast(true)?;
+    socket.set_reuse_address(true)?;
     socket.bind(&SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 68).into())?;
     let socket = UdpSocket::from(socket);
     // Two machines of the rig do not share a number, and one does not use it twice within a second.
@@ -199,17 +204,20 @@ fn lease(ack: &Message) -> Option<Lease> {
     let file = String::from_utf8(file).ok()?.trim_end_matches('\0').to_owned();
     (!file.is_empty()).then(|| Lease {
         address: ack.yiaddr(),
-        prefix: u32::from(mask).count_ones(),
+        prefix: u32::from(mask).count_ones() as u8,
         file,
     })
 }
 
-/// GET of `http://A.B.C.D/path`.
-fn fetch(url: &str) -> Result<String> {
+/// GET of `http://A.B.C.D/path` from this address, by which the head knows who asks.
+fn fetch(from: Ipv4Addr, url: &str) -> Result<String> {
     let rest = url.strip_prefix("http://").context("no http URL")?;
     let (host, path) = rest.split_once('/').context("no path")?;
     let head = SocketAddrV4::new(host.parse()?, 80);
-    let mut stream = TcpStream::connect_timeout(&head.into(), Duration::from_secs(10))?;
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddrV4::new(from, 0).into())?;
+    socket.connect_timeout(&head.into(), Duration::from_secs(10))?;
+    let mut stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     write!(
         stream,

@@ -217,27 +217,27 @@ impl Hostile {
         })
     }
 
-    /// Calls TCP's node port of each target with garbage, many times; keeps every second connection open to the end. Returns how many were taken.
+    /// Calls TCP's node port of each target with garbage, many times; keeps every second connection open to the end. Returns how many each took.
     ///
     /// # Errors
     /// When the room's network cannot be entered.
-    pub fn garbage(&mut self, targets: &[Ipv4Addr], each: usize) -> Result<usize> {
+    pub fn garbage(&mut self, targets: &[Ipv4Addr], each: usize) -> Result<Vec<u64>> {
         let words: Vec<Vec<u8>> = (0..each).map(|number| self.word(&[], number)).collect();
         self.on_the_wire(|| {
             let mut open = Vec::new();
-            let mut taken = 0;
+            let mut taken = vec![0; targets.len()];
             for word in &words {
-                for target in targets {
+                for (target, taken) in targets.iter().zip(&mut taken) {
                     let to = SocketAddr::from((*target, NODE_PORT));
                     let Ok(mut stream) = TcpStream::connect_timeout(&to, Duration::from_millis(500)) else {
                         continue;
                     };
-                    taken += 1;
+                    *taken += 1;
                     // A TLS record that promises a handshake, and what follows.
                     let _ = stream
                         .write_all(&[22, 3, 1, 4, 0])
                         .and_then(|()| stream.write_all(word));
-                    if taken % 2 == 0 {
+                    if *taken % 2 == 0 {
                         open.push(stream);
                     }
                 }

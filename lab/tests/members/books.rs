@@ -9,7 +9,8 @@ use cidlab::rig::{Asker, Noise, Rig, View};
 /// What the head may have read and not yet counted.
 const BATCH: u64 = 64;
 /// Families of the head's metrics that say why something was not taken, and what became of the rest.
-const FAMILIES: [&str; 3] = [
+const FAMILIES: [&str; 4] = [
+    "cid_node_connections_total",
     "cid_drops_total",
     "cid_member_drops_total",
     "cid_member_door_total",
@@ -54,6 +55,24 @@ impl Books {
         println!("all: {on_the_way} or fewer found no room on the way between the hosts");
         self.close_head(rig, noise, on_the_way)?;
         self.close_agents(rig, noise, on_the_way)
+    }
+
+    /// Each connection that the head took and that brought nobody is in exactly one counter; `garbage` of them were the attack's.
+    pub(super) fn close_connections(&self, rig: &Rig, garbage: u64) -> Result<()> {
+        let counted = self.counted(rig)?;
+        let of = |name: &str| counted.get(name).copied().unwrap_or(0);
+        let reasons = counted.iter().filter(|(name, _)| {
+            name.starts_with("cid_drops_total{reason=\"tls-")
+                || *name == "cid_drops_total{reason=\"node-too-many-connections\"}"
+        });
+        let refused: u64 = reasons.map(|(_, count)| count).sum();
+        let taken = of("cid_node_connections_total");
+        println!("head: {taken} connections, {refused} refused with a reason, {garbage} were garbage");
+        ensure!(
+            refused == garbage && taken >= garbage,
+            "the head took {garbage} connections with garbage, and counts {refused}: {counted:?}"
+        );
+        Ok(())
     }
 
     fn close_head(&self, rig: &Rig, noise: &Noise, on_the_way: u64) -> Result<()> {

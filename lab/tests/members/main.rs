@@ -3,6 +3,7 @@
 
 mod books;
 mod covering;
+mod crowd;
 mod faults;
 mod hostile;
 mod judging;
@@ -50,11 +51,20 @@ fn table(nodes: &[NodeRow]) -> String {
     nodes.iter().map(line).collect::<Vec<_>>().join("; ")
 }
 
+/// The head dies (`kill -9`), and another is started after this time, at the beginning of a second: whole seconds are what it tells of when
+/// it heard whom. Returns that second.
+fn head_dies(rig: &mut Rig, down: Duration) -> Result<u64> {
+    let unix = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    rig.head.kill()?;
+    std::thread::sleep(down);
+    let since = unix()?.as_secs() + 1;
+    std::thread::sleep(Duration::from_secs(since).saturating_sub(unix()?));
+    rig.head.up()?;
+    Ok(since)
+}
+
 /// Waits until the head that runs now, which remembers who was up, has heard every one of them itself; returns how long that took.
-fn all_heard_again(rig: &Rig, count: usize, limit: Duration) -> Result<Duration> {
-    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?;
-    // Whole seconds are what it tells: from the next one on.
-    let since = now.as_secs() + 1;
+fn all_heard_again(rig: &Rig, count: usize, since: u64, limit: Duration) -> Result<Duration> {
     head_says(rig, "it has heard all", limit, |nodes| {
         all_up(nodes, count) && nodes.iter().filter(|node| node.last_seen_unix >= since).count() >= count
     })

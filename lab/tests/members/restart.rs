@@ -6,10 +6,10 @@ use anyhow::{Context, Result, ensure};
 use cid_protocol::api::Event;
 use cidlab::rig::{Asker, Rig};
 
-use super::{all_heard_again, all_up, head_says, last_event, nobody_went_home, state_changes};
+use super::{all_heard_again, all_up, head_dies, head_says, last_event, nobody_went_home, state_changes};
 
 /// The bound.
-const BOUND: Duration = Duration::from_secs(10);
+pub(super) const BOUND: Duration = Duration::from_secs(10);
 
 /// `CID_RIG_AGENTS`, or as many as two processors carry.
 fn agents() -> usize {
@@ -19,15 +19,18 @@ fn agents() -> usize {
     set.unwrap_or(200)
 }
 
+/// Epoch and length.
+pub(super) type History = (u64, u64);
+
 /// Epoch and length of the history that the head has on its disk.
-fn history(rig: &Rig) -> Result<(u64, u64)> {
+pub(super) fn history(rig: &Rig) -> Result<History> {
     let metrics = rig.head.control().metrics()?;
     let of = |name: &str| metrics.get(name).copied().with_context(|| format!("no {name}"));
     Ok((of("cid_history_epoch")?, of("cid_history_length")?))
 }
 
 /// What was told before the death is told after it, word by word, as far back as is told at all.
-fn is_prefix(before: &[Event], after: &[Event]) -> Result<()> {
+pub(super) fn is_prefix(before: &[Event], after: &[Event]) -> Result<()> {
     let first = after.first().map_or(0, |event| event.seq);
     let words = |event: &Event| {
         (
@@ -49,11 +52,15 @@ fn is_prefix(before: &[Event], after: &[Event]) -> Result<()> {
 }
 
 /// Agents, asked themselves, hold that history still, and no shorter.
-fn agents_hold(rig: &Rig, (epoch, length): (u64, u64)) -> Result<()> {
+fn agents_hold(rig: &Rig, before: History) -> Result<()> {
     let step = rig.agents().len().div_ceil(50);
     let some: Vec<usize> = (0..rig.agents().len()).step_by(step).collect();
-    let asker = Asker::new(rig)?;
-    for (agent, view) in some.iter().zip(asker.ask(&some)?) {
+    hold(&Asker::new(rig)?, &some, before)
+}
+
+/// The same of some that an asker can reach.
+pub(super) fn hold(asker: &Asker, some: &[usize], (epoch, length): History) -> Result<()> {
+    for (agent, view) in some.iter().zip(asker.ask(some)?) {
         let view = view.with_context(|| format!("agent {agent}"))?;
         ensure!(
             view.history_epoch == epoch && view.history_length >= length,
@@ -79,20 +86,15 @@ fn a_killed_head_has_all_back_within_ten_seconds() -> Result<()> {
     ] {
         let event = last_event(&rig)?;
         let (told, history) = (rig.head.control().events()?, history(&rig)?);
-        rig.head.kill()?;
-        std::thread::sleep(down);
-        rig.head.up()?;
-        let took = all_heard_again(&rig, count, limit)?;
+        let since = head_dies(&mut rig, down)?;
+        let took = all_heard_again(&rig, count, since, limit)?;
         println!("{count} agents, head back {name}: all heard {took:.1?} after it answers");
         ensure!(took < BOUND, "{took:.1?}");
         let events = rig.head.control().events()?;
         is_prefix(&told, &events)?;
         let now = self::history(&rig)?;
         println!("history {history:?} before, {now:?} now (epoch, changes)");
-        ensure!(
-            now.0 == history.0 && now.1 >= history.1,
-            "another history: {history:?}, {now:?}"
-        );
+        ensure!(now == history, "another history: {history:?}, {now:?}");
         agents_hold(&rig, history)?;
         nobody_went_home(&rig)?;
         for agent in rig.agents() {

@@ -70,9 +70,11 @@ fn its_administrator_is_answered_and_nobody_else() {
             link: "lo".to_owned(),
             address: ME,
             head: SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), NODE_PORT),
+            shared: false,
         };
         let config = cid_trust::server_config(&identity, Clients::MustBeKnown).expect("TLS");
-        let door = Door::open(&place, config, commands).expect("a door");
+        let thrown_out = ThrownOut::default();
+        let door = Door::open(&place, config, commands, thrown_out.clone()).expect("a door");
         let names = ask(&identity, Some(&admin)).await.expect("an answer");
         assert_eq!(names.len(), 250);
 
@@ -83,6 +85,27 @@ fn its_administrator_is_answered_and_nobody_else() {
             ask(&identity, Some(&stranger)).await.is_err(),
             "another cluster's"
         );
+
+        // A node's certificate opens as well, until the head says that it was thrown out.
+        let thief = Peer::node(&"0b".repeat(16)).expect("an id");
+        let thief = authority.issue(&thief).expect("issued");
+        assert_eq!(ask(&identity, Some(&thief)).await.expect("an answer").len(), 250);
+        let mut key = GroupKey {
+            epoch: 2,
+            secret: String::new(),
+            revoked: true,
+            thrown_out: vec![Fingerprint::of(b"another").to_string()],
+        };
+        thrown_out.handle_key(&key);
+        assert!(
+            ask(&identity, Some(&thief)).await.is_ok(),
+            "another was thrown out"
+        );
+        key.thrown_out = vec![Fingerprint::of(thief.leaf()).to_string()];
+        thrown_out.handle_key(&key);
+        let refused = ask(&identity, Some(&thief)).await.expect_err("refused");
+        assert!(refused.to_string().contains("revoked"), "{refused}");
+        assert_eq!(ask(&identity, Some(&admin)).await.expect("an answer").len(), 250);
 
         // All places are taken by somebody who says nothing: they are free again when the handshake's time is over.
         let mut held = Vec::new();

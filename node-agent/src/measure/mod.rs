@@ -31,6 +31,9 @@ pub(crate) struct Measurements {
     last: Option<Measured>,
     /// For the next measurement, begun with the agent: it is done before there is an address.
     cpu: Option<JoinHandle<f32>>,
+    /// Nothing is measured: the head is told nothing of it.
+    #[cfg(feature = "crowd")]
+    never: bool,
 }
 
 impl Measurements {
@@ -39,12 +42,28 @@ impl Measurements {
         Self {
             last: None,
             cpu: Some(spawn_blocking(cpu::speed)),
+            #[cfg(feature = "crowd")]
+            never: false,
+        }
+    }
+
+    /// Of one among many on one machine, whose figures would be the crowd's.
+    #[cfg(feature = "crowd")]
+    pub(crate) fn never() -> Self {
+        Self {
+            last: None,
+            cpu: None,
+            never: true,
         }
     }
 
     /// For the connection that is dialled now: the CPU's figure if it is to measure. A node that was measured must not load
     /// the head again when the whole room comes back to it.
     pub(crate) fn for_connection(&mut self) -> Option<JoinHandle<f32>> {
+        #[cfg(feature = "crowd")]
+        if self.never {
+            return None;
+        }
         if self.last.is_some() {
             return None;
         }

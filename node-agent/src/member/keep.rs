@@ -152,6 +152,7 @@ mod tests {
             epoch: 3,
             secret: "c2VjcmV0".into(),
             revoked: false,
+            thrown_out: Vec::new(),
         };
         let ticket = MemberTicket {
             id: "11".repeat(16),

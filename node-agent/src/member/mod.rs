@@ -35,6 +35,8 @@ const KEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// The history is kept when it changed, but not again within so long, times the machines in it: a room that starts does not write it
 /// all the time.
 const KEEP_HISTORY: Duration = Duration::from_millis(5);
+/// The same of one among a thousand on one machine, which would write, all of them together, a gigabyte a minute while the room starts.
+const KEEP_HISTORY_SHARED: Duration = Duration::from_secs(60);
 /// The core hears of the head's datagrams this often.
 const HEAD_NEWS: Duration = Duration::from_secs(1);
 /// A member that leaves says so once more after this long.
@@ -73,6 +75,8 @@ pub(crate) struct Place {
     pub(crate) address: Ipv4Addr,
     /// The head's datagrams go there.
     pub(crate) head: SocketAddrV4,
+    /// Other members of this kernel use the link, too, and hear the group there.
+    pub(crate) shared: bool,
 }
 
 /// A running member; dropping it ends it without a word.
@@ -311,7 +315,11 @@ impl Member {
             Event::GoHome => {}
             Event::History(_) => {
                 let machines = u32::try_from(self.core.table().len()).unwrap_or(u32::MAX);
-                let due = self.history_kept + KEEP_HISTORY.saturating_mul(machines);
+                let interval = match self.place.shared {
+                    true => KEEP_HISTORY_SHARED,
+                    false => KEEP_HISTORY.saturating_mul(machines),
+                };
+                let due = self.history_kept + interval;
                 self.history_due.get_or_insert(due);
             }
             Event::Appeared(_) | Event::Cleared(_) | Event::Returned(_) => {}
@@ -423,7 +431,7 @@ fn sockets(place: &Place) -> std::io::Result<(UdpSocket, UdpSocket)> {
     unicast.set_multicast_if_v4(&place.address)?;
     // One subnet: 239.192/14 never crosses a router here.
     unicast.set_multicast_ttl_v4(1)?;
-    unicast.set_multicast_loop_v4(false)?;
+    unicast.set_multicast_loop_v4(place.shared)?;
     let group = udp_socket(&place.link, SocketAddrV4::new(BEACON_GROUP, NODE_PORT))?;
     group.join_multicast_v4(&BEACON_GROUP, &place.address)?;
     Ok((

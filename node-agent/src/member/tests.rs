@@ -36,6 +36,7 @@ fn place(last: u8) -> Place {
         link: "lo".to_owned(),
         address: Ipv4Addr::new(10, 9, 0, last),
         head: SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 1), NODE_PORT),
+        shared: false,
     }
 }
 
@@ -44,6 +45,7 @@ fn key(epoch: u32) -> node::GroupKey {
         epoch,
         secret: cid_trust::encode(&[u8::try_from(epoch).expect("small"); 32]),
         revoked: false,
+        thrown_out: Vec::new(),
     }
 }
 

@@ -17,7 +17,7 @@ impl Shell {
             socket.set_multicast_if_v4(&address)?;
             // One subnet: 239.192/14 never crosses a router here.
             socket.set_multicast_ttl_v4(1)?;
-            socket.set_multicast_loop_v4(false)?;
+            socket.set_multicast_loop_v4(self.ground.is_shared())?;
             UdpSocket::from_std(socket.into())
         };
         open()

@@ -15,12 +15,10 @@ use tokio_rustls::TlsConnector;
 use super::{Connection, Event, Shell, WRITE_BOUND, Writer};
 use crate::identity::Credentials;
 use crate::measure::peers::Caller;
-use crate::{frames, hardware, links, measure};
+use crate::{frames, measure};
 
 /// For a connection over which this node measures before its hello: the CPU's figure, and how peers are called.
 type Measuring = (JoinHandle<f32>, Option<Caller>);
-
-const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 
 impl Shell {
     pub(super) fn connect(&mut self, index: u32, from: Ipv4Addr, head: SocketAddrV4) {
@@ -85,12 +83,12 @@ impl Shell {
         let word = |key| cmdline::lookup(&self.cmdline, key).unwrap_or_default().to_owned();
         Hello {
             version: NODE_PROTOCOL_VERSION,
-            boot_id: hardware::read(BOOT_ID),
+            boot_id: self.ground.boot_id(),
             image: word(cmdline::IMAGE),
             door: word(cmdline::DOOR),
             hardware: Hardware {
                 measured: self.measurements.last(),
-                ..hardware::report(index, &self.addresses())
+                ..self.ground.hardware(index, &self.addresses())
             },
             phases: self.phases.clone(),
             incarnation: self.incarnation(),
@@ -99,12 +97,12 @@ impl Shell {
 
     /// Asks for a certificate. What cannot be asked is a refusal: nothing will change by trying at once again.
     pub(super) async fn enroll(&mut self, index: u32) {
-        let link = links::wired().into_iter().find(|link| link.index == index);
+        let link = self.ground.wired().into_iter().find(|link| link.index == index);
         let mac = self.boot_mac.or(link.map(|link| link.mac)).unwrap_or_default();
         let mac = mac.map(|byte| format!("{byte:02x}")).join(":");
-        let boot_id = hardware::read(BOOT_ID);
+        let (uuid, boot_id) = (self.ground.uuid().to_lowercase(), self.ground.boot_id());
         let question = match &mut self.credentials {
-            Some(credentials) => credentials.enroll(mac, hardware::uuid().to_lowercase(), boot_id),
+            Some(credentials) => credentials.enroll(mac, uuid, boot_id),
             None => return,
         };
         match question {
@@ -153,7 +151,7 @@ async fn converse(
 /// Frames of a connection that is up; `socket` is what carries it.
 async fn exchange(
     number: u64,
-    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    stream: impl AsyncRead + AsyncWrite + Send + Sync + 'static,
     socket: OwnedFd,
     measuring: Option<Measuring>,
     sender: &Sender<Event>,

@@ -9,7 +9,7 @@ use cid_protocol::node::{GroupKey, MemberTicket};
 use tokio::time::timeout;
 
 use super::{Event, Shell};
-use crate::door::Door;
+use crate::door::{Door, ThrownOut};
 use crate::load::Meter;
 use crate::member::keep::{Keep, Seat};
 use crate::member::{Handle, News, Place};
@@ -28,6 +28,7 @@ pub(super) struct Seating {
     seat: Option<Seat>,
     member: Option<Handle>,
     door: Option<Door>,
+    thrown_out: ThrownOut,
     /// The link and address that are to be used.
     wanted: Option<(u32, Ipv4Addr)>,
     retry_at: Duration,
@@ -38,11 +39,16 @@ pub(super) struct Seating {
 impl Seating {
     /// With the seat of the agent before this one, if there was one.
     pub(super) fn new(keep: Keep) -> Self {
+        let (seat, thrown_out) = (keep.seat(), ThrownOut::default());
+        if let Some(seat) = &seat {
+            thrown_out.handle_key(&seat.ticket.key);
+        }
         Self {
-            seat: keep.seat(),
+            seat,
             keep,
             member: None,
             door: None,
+            thrown_out,
             wanted: None,
             retry_at: Duration::ZERO,
             meter: Meter::default(),
@@ -95,6 +101,7 @@ impl Shell {
     /// The head welcomed this node with a ticket.
     pub(super) async fn join(&mut self, index: u32, address: Ipv4Addr, name: String, ticket: MemberTicket) {
         self.seating.wanted = Some((index, address));
+        self.seating.thrown_out.handle_key(&ticket.key);
         let Some(place) = self.place(index, address) else {
             return;
         };
@@ -127,6 +134,7 @@ impl Shell {
 
     /// The head rotated the key.
     pub(super) async fn rotate(&mut self, key: GroupKey) {
+        self.seating.thrown_out.handle_key(&key);
         if let Some(seat) = &mut self.seating.seat {
             seat.ticket.key.clone_from(&key);
         }
@@ -188,7 +196,7 @@ impl Shell {
             self.seating.rise();
         }
         if let Some(member) = &self.seating.member {
-            let load = self.seating.meter.measure(&member.place.link);
+            let load = self.ground.load(&mut self.seating.meter, &member.place.link);
             member.load(load);
             // Again, since a full queue may have dropped it; the same mode once more is nothing.
             member.mode(self.seating.mode);
@@ -205,6 +213,7 @@ impl Shell {
             link: self.wires.get(&index)?.name.clone(),
             address,
             head: self.head?,
+            shared: self.ground.is_shared(),
         })
     }
 
@@ -250,7 +259,12 @@ impl Shell {
         let Some(config) = config else {
             return;
         };
-        match Door::open(&member.place, config, member.commands()) {
+        match Door::open(
+            &member.place,
+            config,
+            member.commands(),
+            self.seating.thrown_out.clone(),
+        ) {
             Ok(door) => self.seating.door = Some(door),
             Err(error) => log!("cid-agent: its door for administrators: {error}"),
         }

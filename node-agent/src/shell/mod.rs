@@ -33,12 +33,13 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::clock::Timekeeper;
 use crate::core::{Config, Node, Output, Standing};
 use crate::dhcp::{self, Client};
+use crate::ground::Ground;
 use crate::identity::Credentials;
-use crate::leaving::{self, Prepared};
+use crate::leaving::Prepared;
 use crate::measure::Measurements;
 use crate::member::News;
-use crate::member::keep::{self, Keep};
-use crate::{clock, hardware, links, netlink};
+use crate::member::keep::Keep;
+use crate::{hardware, links, netlink};
 
 /// Events that may wait.
 const QUEUE: usize = 128;
@@ -52,7 +53,7 @@ const PREPARE_BOUND: Duration = Duration::from_secs(2);
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
 /// The sending half of a connection to the head.
-type Writer = Box<dyn AsyncWrite + Send + Unpin>;
+type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
 /// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
 enum Event {
@@ -92,8 +93,19 @@ struct Wire {
     /// The addresses of somebody before are off it.
     clean: std::sync::Arc<std::sync::atomic::AtomicBool>,
     client: Client,
+    /// `None` where the address is not ours to ask for.
+    dhcp: Option<Dhcp>,
+}
+
+struct Dhcp {
     socket: std::sync::Arc<UdpSocket>,
     reader: AbortHandle,
+}
+
+impl Drop for Dhcp {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
 }
 
 struct Connection {
@@ -102,7 +114,14 @@ struct Connection {
     writer: Option<Writer>,
 }
 
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
 struct Shell {
+    ground: Ground,
     /// When the kernel began: what is kept for the agent after this one is told by the same clock.
     started: Instant,
     keep: Keep,
@@ -132,7 +151,7 @@ struct Shell {
 }
 
 /// Runs until the process is ended; an error ends it, and PID 1 starts it again.
-pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
+pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<Infallible> {
     let stream = std::os::unix::net::UnixStream::from(supervision);
     stream.set_nonblocking(true).context("supervision socket")?;
     let (init_reader, init) = UnixStream::from_std(stream)
@@ -141,21 +160,12 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     let (sender, events) = channel(QUEUE);
     tokio::spawn(init::read_init(init_reader, sender.clone()));
 
-    links::settings();
-    let mut changes = netlink::Changes::new().context("netlink")?;
-    let link_sender = sender.clone();
-    // A thread of its own, which sleeps in the kernel.
-    let watch = move || {
-        while changes.next().is_ok() {
-            // A full queue has a rescan in it already, or soon will: links are looked at every second anyway.
-            let _ = link_sender.try_send(Event::LinksChanged);
-        }
-    };
-    let thread = std::thread::Builder::new().stack_size(64 * 1024);
-    thread.spawn(watch).context("a thread for links")?;
-
-    let cmdline = hardware::read("/proc/cmdline");
-    let keep = Keep::new(keep::FOLDER);
+    if ground.fixed_address().is_none() {
+        links::settings();
+        watch_links(sender.clone())?;
+    }
+    let cmdline = ground.cmdline();
+    let keep = Keep::new(ground.folder());
     let credentials = Credentials::load(&cmdline, keep.clone());
     let seating = members::Seating::new(keep.clone());
     let mut config = config_from(&cmdline, &credentials);
@@ -163,7 +173,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     config.bail_out = seating.bail_out().unwrap_or(config.bail_out);
     let boot_mac = config
         .boot_mac
-        .or_else(|| links::wired().first().map(|link| link.mac))
+        .or_else(|| ground.wired().first().map(|link| link.mac))
         .unwrap_or_default();
     let started = kernel_began();
     let now_ms = SystemTime::now()
@@ -173,7 +183,7 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
     let seed = seed();
     // The hardware clock orders boots; the seed tells those apart that it does not.
     let incarnation = u64::try_from(now_ms).unwrap_or(0);
-    let announcer = Announcer::new(NodeId::of_machine(&hardware::uuid(), boot_mac), incarnation, seed);
+    let announcer = Announcer::new(NodeId::of_machine(&ground.uuid(), boot_mac), incarnation, seed);
     let (head, booted_from) = (config.head, config.boot_mac);
     let node = Node::new(started.elapsed(), config);
     let mut shell = Shell {
@@ -195,13 +205,28 @@ pub(crate) async fn run(supervision: OwnedFd) -> anyhow::Result<Infallible> {
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
-        measurements: Measurements::begin(),
+        measurements: ground.measurements(),
         sender,
+        ground,
     };
     if cmdline::lookup(&shell.cmdline, cmdline::BUSY).is_some() {
         shell.set_mode(Mode::Busy);
     }
     shell.forever(events).await
+}
+
+/// A thread of its own, which sleeps in the kernel.
+fn watch_links(sender: Sender<Event>) -> anyhow::Result<()> {
+    let mut changes = netlink::Changes::new().context("netlink")?;
+    let watch = move || {
+        while changes.next().is_ok() {
+            // A full queue has a rescan in it already, or soon will: links are looked at every second anyway.
+            let _ = sender.try_send(Event::LinksChanged);
+        }
+    };
+    let thread = std::thread::Builder::new().stack_size(64 * 1024);
+    thread.spawn(watch).context("a thread for links")?;
+    Ok(())
 }
 
 fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config {
@@ -356,9 +381,7 @@ impl Shell {
         match output {
             Output::Connect { index, from, head } => self.connect(index, from, head),
             Output::Disconnect => {
-                if let Some(connection) = self.connection.take() {
-                    connection.task.abort();
-                }
+                self.connection = None;
             }
             Output::SendHello { index } => {
                 let hello = self.hello(index);
@@ -390,7 +413,7 @@ impl Shell {
                 .await;
             }
             Output::SetClock { unix_ms } => {
-                if clock::set(unix_ms) {
+                if self.ground.set_clock(unix_ms) {
                     // What was asked before is of another clock.
                     self.time.handle_up(self.now());
                 }
@@ -416,7 +439,7 @@ impl Shell {
     /// Bounded: firmware and drivers take what time they take, and the PC goes home without them.
     async fn prepare(&mut self, leaving: Leaving) {
         let links = self.wires.values().map(|wire| wire.name.clone()).collect();
-        let work = tokio::task::spawn_blocking(move || leaving::prepare(links, leaving));
+        let work = tokio::task::spawn_blocking(self.ground.preparation(links, leaving));
         self.prepared = match timeout(PREPARE_BOUND, work).await {
             Ok(Ok(prepared)) => prepared,
             Ok(Err(_)) | Err(_) => Prepared::late(leaving),

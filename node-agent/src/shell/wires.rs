@@ -1,5 +1,6 @@
 //! Links: brought up, given to their DHCP clients, and the clients obeyed.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::timeout;
 
-use super::{Event, KERNEL_BOUND, Shell, Wire, seed};
+use super::{Dhcp, Event, KERNEL_BOUND, Shell, Wire, seed};
 use crate::dhcp::{self, Client};
 use crate::links;
 use crate::sockets::dhcp_socket;
@@ -15,14 +16,12 @@ use crate::sockets::dhcp_socket;
 impl Shell {
     /// Looks at all links: new ones are brought up, carriers are told to their clients and to the node.
     pub(super) async fn rescan(&mut self, now: Duration) {
-        let found = links::wired();
-        self.wires.retain(|index, wire| {
-            let there = found.iter().any(|link| link.index == *index);
-            if !there {
-                wire.reader.abort();
-            }
-            there
-        });
+        let found = self.ground.wired();
+        self.wires
+            .retain(|index, _| found.iter().any(|link| link.index == *index));
+        if let (Some((address, prefix)), Some(link)) = (self.ground.fixed_address(), found.first()) {
+            return self.stand(now, link.clone(), address, prefix);
+        }
         for link in &found {
             if !self.wires.contains_key(&link.index)
                 && let Err(error) = self.open_wire(link)
@@ -38,6 +37,28 @@ impl Shell {
             }
         }
         self.node.handle_links(now, found);
+    }
+
+    /// The link is up and has its address: nobody is asked for one.
+    fn stand(&mut self, now: Duration, link: crate::core::Link, address: Ipv4Addr, prefix: u8) {
+        let index = link.index;
+        let is_new = !self.wires.contains_key(&index);
+        if is_new {
+            let wire = Wire {
+                name: link.name.clone(),
+                mac: link.mac,
+                carrier: true,
+                address: Some(format!("{address}/{prefix}")),
+                clean: Arc::new(AtomicBool::new(true)),
+                client: Client::restore(link.mac, seed(), now, None),
+                dhcp: None,
+            };
+            self.wires.insert(index, wire);
+        }
+        self.node.handle_links(now, vec![link]);
+        if is_new {
+            self.node.handle_address(now, index, Some(address));
+        }
     }
 
     fn open_wire(&mut self, link: &crate::core::Link) -> anyhow::Result<()> {
@@ -83,8 +104,10 @@ impl Shell {
             address: None,
             clean,
             client,
-            socket,
-            reader: reader.abort_handle(),
+            dhcp: Some(Dhcp {
+                socket,
+                reader: reader.abort_handle(),
+            }),
         };
         self.wires.insert(link.index, wire);
         Ok(())
@@ -97,7 +120,9 @@ impl Shell {
         };
         match output {
             dhcp::Output::Transmit { to, bytes } => {
-                if let Err(error) = wire.socket.send_to(&bytes, (to, 67)).await {
+                if let Some(dhcp) = &wire.dhcp
+                    && let Err(error) = dhcp.socket.send_to(&bytes, (to, 67)).await
+                {
                     log!("cid-agent: {}: DHCP to {to}: {error}", wire.name);
                 }
             }

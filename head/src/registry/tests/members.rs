@@ -215,6 +215,11 @@ fn a_restarted_head_finds_its_members_and_leaves_them_to_the_history() {
     trace.begin(100, &BTreeMap::from([(boot.id, up)]));
     trace.pass(10_000);
     assert_eq!((trace.state(1), trace.events.len()), (NodeState::Up, events));
+    // It dials again: nothing has changed, so nobody's history grows. A room of two hundred got a line for each before.
+    let reason = trace.registry.record(mac(1)).unwrap().reason.clone();
+    trace.again(101, 7, "boot-1", Some(boot.incarnation));
+    let record = trace.registry.record(mac(1)).unwrap();
+    assert_eq!((record.state, &record.reason), (NodeState::Up, &reason));
     // Its agent came back before its connection, and started again meanwhile.
     let later = Boot {
         incarnation: boot.incarnation + 2,

@@ -162,6 +162,9 @@ fn two_keys_of_one_boot_are_both_out_whichever_of_its_tokens_they_hold() {
         trace.hello(11, 1, 1, "boot-1");
         assert_eq!(trace.enroll(12, &enrolment(stolen, 1, 9)), Enrolled::Twice);
         assert!(!trace.is_listed(&first));
+        // The nodes' own doors are told.
+        let thrown_out: Vec<_> = trace.registry.thrown_out.iter().copied().collect();
+        assert_eq!(thrown_out, [Fingerprint::of(&first.leaf)]);
         assert_eq!(trace.state(1), NodeState::Refused);
         assert!(trace.disk[&mac(1)].hold.is_some());
         let alarms = trace.events.iter().filter(|text| text.contains("used twice"));

@@ -121,6 +121,7 @@ fn a_ticket_makes_a_member_which_leaves_before_it_goes_home() {
         epoch: 1,
         secret: String::new(),
         revoked: false,
+        thrown_out: Vec::new(),
     };
     let ticket = MemberTicket {
         id: "11".repeat(16),
