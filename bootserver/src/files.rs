@@ -14,6 +14,7 @@ use crate::dhcp::server::Observation;
 use crate::directory::Directory;
 use crate::machine::{Client, MacAddress, Platform};
 use crate::policy::{Action, Facts, Stage, Transport};
+use crate::roots::RootDoor;
 use crate::site::Offers;
 use crate::{templates, windows};
 
@@ -159,6 +160,7 @@ pub struct Files<D> {
     head: Ipv4Addr,
     transport: Transport,
     begins: BootBegins,
+    roots: Option<RootDoor>,
 }
 
 impl<D> Clone for Files<D> {
@@ -171,6 +173,7 @@ impl<D> Clone for Files<D> {
             head: self.head,
             transport: self.transport,
             begins: self.begins,
+            roots: self.roots.clone(),
         }
     }
 }
@@ -191,6 +194,7 @@ impl<D: Directory> Files<D> {
             counters,
             transport: Transport::Tftp,
             begins: BootBegins::WithDhcp,
+            roots: None,
         }
     }
 
@@ -198,6 +202,20 @@ impl<D: Directory> Files<D> {
     #[must_use]
     pub fn beginning(self, begins: BootBegins) -> Self {
         Self { begins, ..self }
+    }
+
+    /// The same files, and root images for agents beside them.
+    #[must_use]
+    pub fn with_roots(self, roots: RootDoor) -> Self {
+        Self {
+            roots: Some(roots),
+            ..self
+        }
+    }
+
+    /// Root images, where there are any.
+    pub fn roots(&self) -> Option<&RootDoor> {
+        self.roots.as_ref()
     }
 
     /// The same files as they are asked for at `head`, one of our addresses, over `transport`.

@@ -15,7 +15,7 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT_RANGES, ALLOW, CONNECTION, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, HeaderValue, RANGE,
-    USER_AGENT,
+    RETRY_AFTER, USER_AGENT,
 };
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -28,6 +28,7 @@ use tokio::sync::Semaphore;
 
 use crate::directory::Directory;
 use crate::files::{Files, Refusal};
+use crate::roots::{self, RootDoor, RootRefusal};
 
 /// Well-known port.
 pub const PORT: u16 = 80;
@@ -218,6 +219,15 @@ async fn answer<D: Directory>(
             .insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
+    if let Some(door) = files.roots().filter(|_| roots::is_root(request.uri().path())) {
+        return match root_part(door, &request).await {
+            Ok(response) => response,
+            Err(refusal) => {
+                files.count(&refusal);
+                root_refused(refusal)
+            }
+        };
+    }
     let content = files.open(client, request.uri().path()).await;
     let refused = |status| {
         let mut response = plain(status);
@@ -244,6 +254,60 @@ async fn answer<D: Directory>(
         Err(Refusal::BadPath) => refused(StatusCode::BAD_REQUEST),
         Err(_) => refused(StatusCode::NOT_FOUND),
     }
+}
+
+/// Of a root image: a range, or the whole where that is not longer than a range may be.
+async fn root_part(
+    door: &RootDoor,
+    request: &Request<Incoming>,
+) -> Result<Response<Full<Bytes>>, RootRefusal> {
+    let path = request.uri().path();
+    let size = door.size(path).await?;
+    let total = usize::try_from(size).map_err(|_| RootRefusal::Range)?;
+    let range = request.headers().get(RANGE).and_then(|value| value.to_str().ok());
+    let (status, part) = match range.map_or(Wish::Whole, |text| parse_range(text, total)) {
+        Wish::Whole => (StatusCode::OK, 0..size),
+        Wish::Part(part) => (StatusCode::PARTIAL_CONTENT, part.start as u64..part.end as u64),
+        Wish::Impossible => return Err(RootRefusal::Range),
+    };
+    let length = part.end - part.start;
+    let content_range = format!("bytes {}-{}/{size}", part.start, part.end.saturating_sub(1));
+    let body = if request.method() == Method::HEAD {
+        Bytes::new()
+    } else {
+        door.read(path, part).await?
+    };
+    let mut response = Response::new(Full::new(body));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(ACCEPT_RANGES, HeaderValue::from_static("bytes"));
+    headers.insert(CONTENT_LENGTH, HeaderValue::from(length));
+    if status == StatusCode::PARTIAL_CONTENT
+        && let Ok(value) = HeaderValue::from_str(&content_range)
+    {
+        headers.insert(CONTENT_RANGE, value);
+    }
+    Ok(response)
+}
+
+fn root_refused(refusal: RootRefusal) -> Response<Full<Bytes>> {
+    let mut response = plain(match refusal {
+        RootRefusal::Unknown => StatusCode::NOT_FOUND,
+        RootRefusal::Range => StatusCode::RANGE_NOT_SATISFIABLE,
+        RootRefusal::Changed | RootRefusal::Unreadable => StatusCode::INTERNAL_SERVER_ERROR,
+        RootRefusal::Busy => StatusCode::SERVICE_UNAVAILABLE,
+    });
+    let why = HeaderValue::from_str(&refusal.to_string());
+    let headers = response.headers_mut();
+    if refusal == RootRefusal::Busy {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    // An agent shows it to whoever stands before the PC.
+    if let Ok(why) = why {
+        headers.insert("cid-refusal", why);
+    }
+    response
 }
 
 fn plain(status: StatusCode) -> Response<Full<Bytes>> {

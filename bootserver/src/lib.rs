@@ -17,6 +17,7 @@ pub mod machine;
 pub mod neighbours;
 pub mod policy;
 pub mod quirks;
+pub mod roots;
 pub mod site;
 pub mod templates;
 pub mod tftp;

@@ -127,6 +127,8 @@ pub struct Core {
     pub drops: Drops,
     /// Which of the nodes that are about to join may measure bandwidth.
     pub turns: crate::measuring::Turns,
+    /// Who fetches which root image.
+    pub content: crate::content::Content,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -160,6 +162,7 @@ impl Core {
             power: Arc::new(power),
             drops: Drops::default(),
             turns: crate::measuring::Turns::default(),
+            content: crate::content::Content::default(),
         });
         tokio::spawn(deliver(Arc::downgrade(&core), queue));
         tokio::spawn(tick(Arc::downgrade(&core)));
@@ -377,6 +380,7 @@ impl Core {
     /// Forgets a connection.
     pub fn disconnect(&self, id: ConnectionId) {
         lock(&self.connections).remove(&id);
+        crate::content::send(self, self.content.gone(self.now().monotonic, id));
         self.act(|registry, _| registry.handle_disconnect(id))
             .1
             .unacknowledged();
@@ -492,5 +496,6 @@ async fn tick(core: std::sync::Weak<Core>) {
             }
         };
         core.act(input).1.unacknowledged();
+        crate::content::handle_deadline(&core);
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod api;
 pub mod config;
+pub mod content;
 pub mod core;
 pub mod desk;
 pub mod doctor;

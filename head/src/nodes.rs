@@ -345,8 +345,10 @@ where
             }
             (FromNode::Hello(_), true) => return Ended::HelloTwice,
             (FromNode::Measure(_), true) => return Ended::MeasuresTooMuch,
-            // Nothing was promised.
-            (FromNode::Root(_), true) => continue,
+            (FromNode::Root(report), true) => {
+                crate::content::handle_report(core, id, address, &report).await;
+                continue;
+            }
             (FromNode::Hello(hello), false) => {
                 joined = true;
                 core.act(|registry, now| registry.handle_hello(now, id, address, *hello))

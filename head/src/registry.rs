@@ -13,6 +13,7 @@ mod judging;
 mod machine;
 mod members;
 mod node;
+mod root;
 mod rows;
 mod trust;
 mod wake;

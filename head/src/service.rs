@@ -19,6 +19,7 @@ use cid_bootserver::files::{BootBegins, Files};
 use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::neighbours::KernelTable;
 use cid_bootserver::policy::Transport;
+use cid_bootserver::roots::RootDoor;
 use cid_bootserver::site::Offers;
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
@@ -32,6 +33,7 @@ use tokio::task::JoinSet;
 
 use crate::api::{self, Api};
 use crate::config::{Config, DhcpMode};
+use crate::content::store::RootStore;
 use crate::core::Core;
 use crate::desk::Desk;
 use crate::interface::{self, Interface};
@@ -127,6 +129,11 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     });
     begin_membership(&core, &mut contents, interface).await?;
     let leases = contents.leases;
+    let store = Arc::new(RootStore::new(vec![
+        config.state_dir.join("images"),
+        config.images_dir.clone(),
+    ]));
+    core.content.begin(store);
     let offers = offers::load(&config, interface.subnet.address).await?;
     let mut tasks = start(&config, interface, bound, &core, &offers, &leases, &trust)?;
     let text = format!(
@@ -315,6 +322,10 @@ fn start(
         DhcpMode::Full | DhcpMode::Proxy => BootBegins::WithDhcp,
         DhcpMode::Off => BootBegins::WithFirstFile,
     });
+    let files = match core.content.store() {
+        Some(store) => files.with_roots(RootDoor::new(store)),
+        None => files,
+    };
     let api = Api {
         core: Arc::clone(core),
         boot: Arc::clone(&desk) as Arc<dyn api::BootView>,

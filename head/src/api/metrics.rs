@@ -89,6 +89,7 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "# HELP {name} {help}\n# TYPE {name} counter\n{name} {taken}"
     );
     members(&api, &mut text);
+    roots(&api, &mut text);
     let serving = u64::from(matches!(api.boot.dhcp(), DhcpStatus::Serving));
     single(
         &mut text,
@@ -97,6 +98,36 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         serving,
     );
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text)
+}
+
+/// Root images on their way to nodes.
+fn roots(api: &Api, text: &mut String) {
+    let figures = api.core.content.figures();
+    let word = |word: &str, count| (word.to_owned(), count);
+    let nodes = [
+        word("fetching", figures.fetching),
+        word("whole", figures.whole),
+        word("waiting", figures.waiting),
+    ];
+    let help = "Nodes by what they have of their root image; those that wait for the head fetch.";
+    family(text, "cid_root_nodes", "gauge", help, "state", nodes);
+    let tickets = [
+        word("first", figures.first),
+        word("again", figures.again),
+        word("expired", figures.expired),
+    ];
+    let help = "Tickets for chunks of root images: that nobody had, that others had, that were not used.";
+    family(text, "cid_root_tickets_total", "counter", help, "kind", tickets);
+    let given = [word("given", figures.bytes)];
+    let help = "Bytes of root images over the head's links.";
+    family(text, "cid_root_bytes_total", "counter", help, "what", given);
+    let faults = [
+        word("accusation", figures.accusations),
+        word("part", figures.refused),
+    ];
+    let help =
+        "Peers that were said to give wrong chunks; parts of root images that the head refused to give.";
+    family(text, "cid_root_faults_total", "counter", help, "what", faults);
 }
 
 /// The membership; nothing before it was begun.

@@ -1,0 +1,53 @@
+//! Nodes as those who give each other chunks of a root image. Must not decide who fetches what (`cid_content::tickets` does).
+
+use cid_content::tickets::Accused;
+
+use super::{ConnectionId, Now, Registry};
+
+/// Longest word of a node that is written down.
+const MAX_REASON: usize = 200;
+
+impl Registry {
+    /// Name and id of the node at this connection; none before it was welcomed.
+    pub fn name_and_id(&self, connection: ConnectionId) -> Option<(String, String)> {
+        let record = &self.machines.get(self.connections.get(&connection)?)?.record;
+        Some((record.name.clone()?, record.node_id?.to_string()))
+    }
+
+    /// A node says that another gave it a wrong chunk: both timelines tell of it.
+    pub fn handle_bad_peer(
+        &mut self,
+        now: Now,
+        accuser: ConnectionId,
+        peer: &str,
+        chunk: u32,
+        reason: &str,
+        verdict: Accused,
+    ) {
+        let by = self.connections.get(&accuser).copied();
+        let Some((by, (by_name, _))) = by.zip(self.name_and_id(accuser)) else {
+            return;
+        };
+        let accused = self
+            .machines
+            .iter()
+            .find(|(_, machine)| machine.record.name.as_deref() == Some(peer));
+        let Some(accused) = accused.map(|(mac, _)| *mac) else {
+            return;
+        };
+        let reason: String = reason
+            .chars()
+            .filter(|letter| !letter.is_control())
+            .take(MAX_REASON)
+            .collect();
+        let then = match verdict {
+            Accused::Noted => format!("{by_name} does not ask it again"),
+            Accused::Shunned => "no node is sent to it any more".to_owned(),
+            Accused::Known | Accused::Ignored => return,
+        };
+        let text =
+            format!("{peer} gave {by_name} a wrong chunk {chunk} of its root image ({reason}): {then}");
+        self.event(now, by, "root-bad-peer", text.clone());
+        self.event(now, accused, "root-bad-peer", text);
+    }
+}
