@@ -8,6 +8,7 @@ mod boot;
 mod calendar;
 mod commands;
 mod drain;
+mod groups;
 mod hours;
 mod judging;
 mod machine;
@@ -15,6 +16,7 @@ mod members;
 mod node;
 mod root;
 mod rows;
+mod strangers;
 mod trust;
 mod wake;
 
@@ -31,9 +33,8 @@ use cid_protocol::trace::{Step, What};
 use cid_trust::Fingerprint;
 use jiff::tz::TimeZone;
 
-use crate::config::{Config, Group, Pattern, Unknown};
+use crate::config::{Config, Group, Unknown};
 use crate::mac::Mac;
-use crate::nodeset::glob_matches;
 use crate::timeline::{self, Timelines};
 use crate::wake::Target;
 
@@ -330,38 +331,6 @@ impl Registry {
         self.machines.get(&mac).map(|machine| &machine.record)
     }
 
-    /// The group a machine boots in, whether by adoption, by a `match` of the configuration or because strangers
-    /// may boot; with the group's name.
-    pub fn group_of(&self, record: &Record) -> Option<(&str, &Group)> {
-        let by_name = |name: &str| {
-            self.groups
-                .get_key_value(name)
-                .map(|(name, group)| (name.as_str(), group))
-        };
-        if let Some(name) = &record.group {
-            return by_name(name);
-        }
-        let matched = self
-            .groups
-            .iter()
-            .find(|(_, group)| {
-                group
-                    .matches
-                    .iter()
-                    .any(|pattern| pattern_matches(pattern, record))
-            })
-            .map(|(name, group)| (name.as_str(), group));
-        matched.or_else(|| match &self.unknown {
-            Unknown::Boot { group } => by_name(group),
-            Unknown::Wait => None,
-        })
-    }
-
-    /// The group a machine that was never heard of would boot in.
-    pub fn group_of_stranger(&self, mac: Mac) -> Option<(&str, &Group)> {
-        self.group_of(&Record::seen(mac, 0))
-    }
-
     fn patience(&self, machine: &Machine) -> Duration {
         self.group_of(&machine.record)
             .map_or(Duration::from_secs(60), |(_, group)| group.patience)
@@ -486,77 +455,6 @@ impl Registry {
                 .push_back(Output::PersistLazily(Box::new(machine.record.clone())));
         }
     }
-
-    /// Finds or adds a machine that was heard of; whether it is new. When there are too many strangers and all of
-    /// them are connected, it is not added.
-    fn meet(&mut self, now: Now, mac: Mac) -> bool {
-        if let Some(machine) = self.machines.get_mut(&mac) {
-            machine.record.last_seen = now.unix_secs();
-            machine.stale = true;
-            if machine.record.state == NodeState::Seen {
-                self.welcome_stranger(now, mac);
-            }
-            return false;
-        }
-        if self.strangers >= MAX_STRANGERS && !self.evict_stranger() {
-            return false;
-        }
-        let record = Record::seen(mac, now.unix_secs());
-        self.machines
-            .insert(mac, Machine::new(record, now.monotonic, LOST_AFTER));
-        self.strangers += 1;
-        self.welcome_stranger(now, mac);
-        true
-    }
-
-    /// A machine that a group's `match` or `unknown = "boot"` takes in needs no adoption.
-    fn welcome_stranger(&mut self, now: Now, mac: Mac) {
-        let group = self
-            .machines
-            .get(&mac)
-            .and_then(|machine| self.group_of(&machine.record));
-        if let Some(reason) = group.map(|(group, _)| format!("head.toml puts it into group {group}")) {
-            self.change_state(now, mac, NodeState::Known, reason);
-        }
-    }
-
-    fn evict_stranger(&mut self) -> bool {
-        let Some(mac) = self.quietest_stranger() else {
-            return false;
-        };
-        if let Some(id) = self.machines.remove(&mac).and_then(|gone| gone.record.node_id) {
-            self.ids.remove(&id);
-        }
-        self.timelines.forget(mac);
-        self.forget_credential(mac);
-        self.strangers -= 1;
-        self.outputs.push_back(Output::Forget(mac));
-        true
-    }
-
-    /// The one not heard for longest. One look at all of them lasts for as many evictions: whoever was heard since that
-    /// look is younger than everybody it found and who was not, so a flood of made-up MACs does not cost a look each.
-    fn quietest_stranger(&mut self) -> Option<Mac> {
-        let leaves = |machine: &Machine| machine.is_stranger() && machine.connection.is_none();
-        for looked in [false, true] {
-            while let Some((last_seen, mac)) = self.quiet.pop_front() {
-                let still = |machine: &&Machine| leaves(machine) && machine.record.last_seen == last_seen;
-                if self.machines.get(&mac).filter(still).is_some() {
-                    return Some(mac);
-                }
-            }
-            if looked {
-                break;
-            }
-            let strangers = self.machines.iter().filter(|(_, machine)| leaves(machine));
-            let mut quiet: Vec<(u64, Mac)> = strangers
-                .map(|(mac, machine)| (machine.record.last_seen, *mac))
-                .collect();
-            quiet.sort_unstable();
-            self.quiet = quiet.into();
-        }
-        None
-    }
 }
 
 /// Why a machine that left is at home though its firmware has not asked.
@@ -565,15 +463,6 @@ fn home_because(leaving: Leaving) -> &'static str {
         Leaving::LocalBoot => "left the cluster; its firmware has not asked this head for a boot",
         Leaving::BootNext => "left the cluster; its firmware starts its own system without asking (BootNext)",
         Leaving::PowerOff => "left the cluster and switched itself off",
-    }
-}
-
-fn pattern_matches(pattern: &Pattern, record: &Record) -> bool {
-    match pattern {
-        Pattern::Mac(glob) => glob_matches(glob, &record.mac.to_string()),
-        Pattern::Uuid(uuid) => record.uuid.as_ref() == Some(uuid),
-        Pattern::Address(address) => record.address == Some(*address),
-        Pattern::Name(glob) => record.name.as_ref().is_some_and(|name| glob_matches(glob, name)),
     }
 }
 

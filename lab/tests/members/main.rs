@@ -1,6 +1,7 @@
 //! Members: real agents and a real head in network namespaces. `ci/test` runs `covering`, `judging` and `secrets`; the rest are slices of `ci/night`, named after the
 //! modules. Figures are printed: `--nocapture`.
 
+mod alarms;
 mod books;
 mod covering;
 mod crowd;

@@ -1,11 +1,15 @@
-//! Which link calls the head, and when; what a person is told while none can.
+//! Which link calls the head, and when; how a connection is kept and given up; what a person is told while there is none.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
+use cid_protocol::supervision::FromAgent;
 
-use super::{BOOT_LINK_HEAD_START, CONNECT_BOUND, Link, Node, Output, Standing, State};
+use super::{
+    BOOT_LINK_HEAD_START, CONNECT_BOUND, LAST_RETRY, Link, MEMBER_BOUND, MEMBER_PULSE, Node, Output, PULSE,
+    PULSE_BOUND, REFUSED_RETRY, Standing, State,
+};
 
 impl Node {
     /// Calls the head over the next link, if there is one and it is time.
@@ -101,5 +105,66 @@ impl Node {
             format!("waiting for a network cable in {}", names(false))
         };
         self.say(&text);
+    }
+
+    /// When the next pulse leaves: seldom while the head is heard by datagrams.
+    pub(super) fn pulse_due(&self) -> Option<Duration> {
+        let State::Up { pulsed, heard, .. } = self.state else {
+            return None;
+        };
+        let Some(pulsed) = pulsed else {
+            return Some(heard);
+        };
+        let doubtful = self.member_heard.map_or(Duration::ZERO, |at| at + MEMBER_BOUND);
+        Some(doubtful.max(pulsed + PULSE).min(pulsed + MEMBER_PULSE))
+    }
+
+    /// When the head counts as unreachable: pulses must go unanswered for that.
+    pub(super) fn silent_at(&self) -> Option<Duration> {
+        let State::Up {
+            unanswered, heard, ..
+        } = self.state
+        else {
+            return None;
+        };
+        Some(heard.max(unanswered?.saturating_sub(PULSE)) + PULSE_BOUND)
+    }
+
+    /// Not let in: the PC's screen says why, the head is asked again, and the PC goes home if it stays so.
+    pub(super) fn refuse(&mut self, now: Duration, why: String) {
+        self.refused.get_or_insert((now, why.clone())).1.clone_from(&why);
+        self.disconnect();
+        self.state = State::Searching {
+            retry_at: now + REFUSED_RETRY,
+        };
+        self.say(&why);
+    }
+
+    pub(super) fn lost(&mut self, now: Duration, why: &str) {
+        self.disconnect();
+        self.state = State::Searching {
+            retry_at: now + self.retry,
+        };
+        self.retry = (self.retry * 2).min(LAST_RETRY);
+        self.say(&format!("{why}; trying again"));
+    }
+
+    pub(super) fn disconnect(&mut self) {
+        self.outputs.push_back(Output::Disconnect);
+        self.announce(NodeState::Joining);
+    }
+
+    pub(super) fn tell_fact(&mut self, key: &str, text: String) {
+        let key = key.to_owned();
+        self.outputs
+            .push_back(Output::Tell(FromAgent::Fact { key, text }));
+    }
+
+    pub(super) fn say(&mut self, text: &str) {
+        if self.status != text {
+            text.clone_into(&mut self.status);
+            self.outputs
+                .push_back(Output::Tell(FromAgent::Status(text.to_owned())));
+        }
     }
 }

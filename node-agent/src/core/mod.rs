@@ -4,6 +4,7 @@
 //! over which the head welcomes the node is used until it fails.
 
 mod calling;
+mod leaving;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,6 +15,8 @@ use cid_protocol::node::{
     Certificate, Ending, GroupKey, Leaving, MEMBER_PULSE_SECS, MemberTicket, PULSE_SECS, ToNode, WayHome,
 };
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
+
+use leaving::in_words;
 
 /// How long a TCP connection may take to come up.
 const CONNECT_BOUND: Duration = Duration::from_secs(5);
@@ -478,53 +481,6 @@ impl Node {
         }
     }
 
-    /// When the next pulse leaves: seldom while the head is heard by datagrams.
-    fn pulse_due(&self) -> Option<Duration> {
-        let State::Up { pulsed, heard, .. } = self.state else {
-            return None;
-        };
-        let Some(pulsed) = pulsed else {
-            return Some(heard);
-        };
-        let doubtful = self.member_heard.map_or(Duration::ZERO, |at| at + MEMBER_BOUND);
-        Some(doubtful.max(pulsed + PULSE).min(pulsed + MEMBER_PULSE))
-    }
-
-    /// When the head counts as unreachable: pulses must go unanswered for that.
-    fn silent_at(&self) -> Option<Duration> {
-        let State::Up {
-            unanswered, heard, ..
-        } = self.state
-        else {
-            return None;
-        };
-        Some(heard.max(unanswered?.saturating_sub(PULSE)) + PULSE_BOUND)
-    }
-
-    /// Not let in: the PC's screen says why, the head is asked again, and the PC goes home if it stays so.
-    fn refuse(&mut self, now: Duration, why: String) {
-        self.refused.get_or_insert((now, why.clone())).1.clone_from(&why);
-        self.disconnect();
-        self.state = State::Searching {
-            retry_at: now + REFUSED_RETRY,
-        };
-        self.say(&why);
-    }
-
-    fn lost(&mut self, now: Duration, why: &str) {
-        self.disconnect();
-        self.state = State::Searching {
-            retry_at: now + self.retry,
-        };
-        self.retry = (self.retry * 2).min(LAST_RETRY);
-        self.say(&format!("{why}; trying again"));
-    }
-
-    fn disconnect(&mut self) {
-        self.outputs.push_back(Output::Disconnect);
-        self.announce(NodeState::Joining);
-    }
-
     fn announce(&mut self, state: NodeState) {
         let index = self.index_in_use();
         let link = index.and_then(|index| Some((index, self.links.get(&index)?.address?)));
@@ -533,61 +489,6 @@ impl Node {
             state,
             name: self.name.clone(),
         });
-    }
-
-    /// Tells the head, then PID 1. `to_init` ends up on the screen and in the log.
-    fn go_home(&mut self, to_head: &str, to_init: &str, ending: Ending) {
-        if matches!(self.state, State::Over) {
-            return;
-        }
-        self.announce(NodeState::GoingHome);
-        // A PC that is off must ask the head when it is woken: BootNext is for restarts only.
-        let leaving = match (ending, self.way_home) {
-            (Ending::PowerOff, _) => Leaving::PowerOff,
-            (Ending::Reboot, WayHome::BootNext) => Leaving::BootNext,
-            (Ending::Reboot, WayHome::LocalBoot) => Leaving::LocalBoot,
-        };
-        self.outputs.push_back(Output::Prepare { leaving });
-        if matches!(self.state, State::Joining { .. } | State::Up { .. }) {
-            self.outputs.push_back(Output::SendGoingHome {
-                reason: to_head.to_owned(),
-            });
-        }
-        self.outputs.push_back(Output::Leave);
-        self.state = State::Over;
-        let to_init = to_init.to_owned();
-        self.outputs.push_back(Output::Tell(match ending {
-            Ending::Reboot => FromAgent::Home(to_init),
-            Ending::PowerOff => FromAgent::Off(to_init),
-        }));
-    }
-
-    /// Each word of the head sets the hour anew, so that a clock that was put right there is right here.
-    fn plan_to_go(&mut self, now: Duration, time_unix_ms: u64) {
-        self.home_at = self
-            .closes_unix_ms
-            .map(|at| now + Duration::from_millis(at.saturating_sub(time_unix_ms)) + CLOSING_GRACE);
-    }
-
-    fn tell_fact(&mut self, key: &str, text: String) {
-        let key = key.to_owned();
-        self.outputs
-            .push_back(Output::Tell(FromAgent::Fact { key, text }));
-    }
-
-    fn say(&mut self, text: &str) {
-        if self.status != text {
-            text.clone_into(&mut self.status);
-            self.outputs
-                .push_back(Output::Tell(FromAgent::Status(text.to_owned())));
-        }
-    }
-}
-
-fn in_words(time: Duration) -> String {
-    match time.as_secs() {
-        secs if secs >= 120 && secs.is_multiple_of(60) => format!("{} min", secs / 60),
-        secs => format!("{secs} s"),
     }
 }
 
