@@ -19,7 +19,7 @@ pub const BOOTIF: &str = "BOOTIF";
 /// `cid.door=pxe-uefi`: the door this boot came through, for the report.
 pub const DOOR: &str = "cid.door";
 /// `cid.busy`: the node's neighbours watch it as closely as one that runs jobs, so that its death is known within 3 s instead of 10 s;
-/// for that it costs some 4 kbit/s instead of 1. For trials, and for rooms whose work is not started by CID.
+/// for that it is asked six times as often. For trials, and for rooms whose work is not started by CID.
 pub const BUSY: &str = "cid.busy";
 /// `cid.hold`: a developer's switch; PID 1 stops with the error on screen where it would otherwise reboot.
 pub const HOLD: &str = "cid.hold";
