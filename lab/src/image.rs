@@ -148,7 +148,7 @@ pub fn truncated(image: &Path, dir: &Path) -> Result<(PathBuf, String)> {
 }
 
 /// Folder with `cid-init` and `cid-agent` as they go into images (`ci/node-programs` makes it).
-fn node_programs() -> Result<PathBuf> {
+pub(crate) fn node_programs() -> Result<PathBuf> {
     if let Some(dir) = std::env::var_os("CID_NODE_PROGRAMS") {
         return Ok(dir.into());
     }

@@ -15,6 +15,7 @@ mod plain_rom;
 pub mod qmp;
 pub mod rig;
 pub mod room;
+pub mod rooted;
 pub mod run;
 pub mod screen;
 pub mod stages;

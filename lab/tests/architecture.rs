@@ -81,6 +81,10 @@ const PURE: &[&str] = &[
     "head/src/registry.rs",
     "head/src/registry",
     "node-agent/src/core",
+    "node-agent/src/root/hosts.rs",
+    "node-agent/src/root/memory.rs",
+    "node-agent/src/root/services.rs",
+    "node-agent/src/root/users.rs",
     "node-init/src/supervise.rs",
 ];
 /// Within the pure folders, the shells: they own the sockets.

@@ -10,11 +10,11 @@ use std::time::Duration;
 use cid_protocol::NODE_PORT;
 use cid_protocol::node::{GroupKey, MAX_THROWN_OUT};
 use cid_protocol::peer::{FromPeer, MAX_ROWS, PeerNodes, ToPeer};
-use cid_protocol::root::RootAnswer;
-use cid_trust::Fingerprint;
+use cid_protocol::root::{RootAnswer, RootQuestion};
 use cid_trust::rustls::ServerConfig;
+use cid_trust::{Fingerprint, Peer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -22,9 +22,14 @@ use tokio_rustls::TlsAcceptor;
 use crate::frames;
 use crate::measure::peers::Asked;
 use crate::member::{Command, Place};
+use crate::root::serve::{Offered, Served};
 
 /// Connections at a time; others wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 8;
+/// Of nodes that fetch the root image: they stay longer, and take nobody else's place.
+const MAX_FETCHING: usize = 16;
+/// What a node hears that fetches when there are so many already, in milliseconds.
+const FULL_MS: u32 = 2_000;
 const BACKLOG: u32 = 16;
 /// Between two connections taken: whoever knocks without end costs this node a handshake in such a time.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -77,19 +82,25 @@ impl Drop for Door {
 }
 
 impl Door {
-    /// Listens at `place`; questions go to the member by `commands`.
+    /// Listens at `place`; questions go to the member by `commands`, chunks come from what is `offered`.
     pub(crate) fn open(
         place: &Place,
         config: Arc<ServerConfig>,
         commands: mpsc::Sender<Command>,
         thrown_out: ThrownOut,
+        offered: Offered,
     ) -> std::io::Result<Self> {
         let socket = TcpSocket::new_v4()?;
         socket.set_reuseaddr(true)?;
         socket.bind_device(Some(place.link.as_bytes()))?;
         socket.bind(SocketAddr::V4(SocketAddrV4::new(place.address, NODE_PORT)))?;
         let listener = socket.listen(BACKLOG)?;
-        let task = tokio::spawn(serve(listener, TlsAcceptor::from(config), commands, thrown_out));
+        let task = tokio::spawn(serve(
+            listener,
+            TlsAcceptor::from(config),
+            commands,
+            (thrown_out, offered),
+        ));
         Ok(Self {
             task: task.abort_handle(),
         })
@@ -100,9 +111,10 @@ async fn serve(
     listener: TcpListener,
     acceptor: TlsAcceptor,
     commands: mpsc::Sender<Command>,
-    thrown_out: ThrownOut,
+    (thrown_out, offered): (ThrownOut, Offered),
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let fetching = Arc::new(Semaphore::new(MAX_FETCHING));
     // Ends them all when the door is closed.
     let mut visits = tokio::task::JoinSet::new();
     loop {
@@ -110,12 +122,18 @@ async fn serve(
             return;
         };
         if let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, commands) = (acceptor.clone(), commands.clone());
-            let thrown_out = thrown_out.clone();
+            let (acceptor, fetching) = (acceptor.clone(), fetching.clone());
+            let (commands, offered, thrown_out) = (commands.clone(), offered.clone(), thrown_out.clone());
             visits.spawn(async move {
                 // Whoever is refused learns it by TLS's alert; there is nobody here to tell.
-                let _ = visit(stream, acceptor, commands, &thrown_out).await;
-                drop(place);
+                let _ = visit(
+                    stream,
+                    acceptor,
+                    place,
+                    &thrown_out,
+                    (commands, offered, fetching),
+                )
+                .await;
             });
         }
         while visits.try_join_next().is_some() {}
@@ -126,15 +144,16 @@ async fn serve(
 async fn visit(
     stream: TcpStream,
     acceptor: TlsAcceptor,
-    commands: mpsc::Sender<Command>,
+    place: OwnedSemaphorePermit,
     thrown_out: &ThrownOut,
+    (commands, offered, fetching): (mpsc::Sender<Command>, Offered, Arc<Semaphore>),
 ) -> std::io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = stream.as_fd().try_clone_to_owned()?;
     let stream = timeout(HANDSHAKE_BOUND, acceptor.accept(stream)).await??;
     let peer = cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;
     let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-    let (Some(_), Some(leaf)) = (peer, leaf) else {
+    let (Some(peer), Some(leaf)) = (peer, leaf) else {
         return Ok(());
     };
     let shown = Fingerprint::of(leaf).to_string();
@@ -153,13 +172,41 @@ async fn visit(
             Some(ToPeer::Measure(probe)) => {
                 timeout(QUESTION_BOUND, measured.answer(&mut stream, &socket, probe)).await??;
             }
-            // It has no root image.
-            Some(ToPeer::Root(_)) => frames::write(&mut stream, &FromPeer::Root(RootAnswer::Missing)).await?,
+            Some(ToPeer::Root(question)) if matches!(peer, Peer::Node(_)) => {
+                let Ok(_fetching) = fetching.try_acquire_owned() else {
+                    let answer = RootAnswer::Busy { after_ms: FULL_MS };
+                    return frames::write(&mut stream, &FromPeer::Root(answer)).await;
+                };
+                drop(place);
+                let revoked = || thrown_out.holds(&shown);
+                return give(question, &mut reader, &mut stream, (&offered, revoked)).await;
+            }
+            Some(ToPeer::Root(_)) => {
+                let reason = "only nodes are given parts of an image".to_owned();
+                return frames::write(&mut stream, &FromPeer::Refused { reason }).await;
+            }
             None => return Ok(()),
         }
     }
     let reason = format!("{MAX_QUESTIONS} questions are enough for one connection");
     frames::write(&mut stream, &FromPeer::Refused { reason }).await
+}
+
+/// A visit of a node that fetches the root image, from its first question on.
+async fn give(
+    first: RootQuestion,
+    reader: &mut frames::Reader<impl tokio::io::AsyncRead + Unpin>,
+    stream: &mut (impl tokio::io::AsyncWrite + Unpin),
+    (offered, revoked): (&Offered, impl Fn() -> bool),
+) -> std::io::Result<()> {
+    let mut served = Served::default();
+    served.answer(stream, offered, first).await?;
+    loop {
+        match timeout(QUESTION_BOUND, reader.next()).await?? {
+            Some(ToPeer::Root(question)) if !revoked() => served.answer(stream, offered, question).await?,
+            Some(ToPeer::Root(_) | ToPeer::Nodes | ToPeer::Measure(_)) | None => return Ok(()),
+        }
+    }
 }
 
 async fn answer_nodes(

@@ -55,6 +55,20 @@ impl<S: AsyncRead + Unpin> Reader<S> {
         }
     }
 
+    /// That many bytes behind the last message, which are no frame.
+    pub(crate) async fn bytes(&mut self, length: usize) -> io::Result<Vec<u8>> {
+        self.bytes.drain(..self.used);
+        self.used = 0;
+        while self.bytes.len() < length {
+            self.bytes.reserve(ROOM);
+            if self.stream.read_buf(&mut self.bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        let behind = self.bytes.split_off(length);
+        Ok(std::mem::replace(&mut self.bytes, behind))
+    }
+
     /// The next frame of what came already.
     fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
         let waiting = self.bytes.get(self.used..).unwrap_or_default();
@@ -142,6 +156,20 @@ mod tests {
                 far.write_all(part).await.expect("room");
             }
             assert!(matches!(reader.next().await, Ok(Some(ToNode::Pulse { .. }))));
+        });
+    }
+
+    #[test]
+    fn raw_bytes_follow_a_frame_and_frames_follow_them() {
+        block_on(async {
+            let json = br#"{"type":"pulse","time_unix_ms":5}"#;
+            let frame = [&u32::try_from(json.len()).expect("short").to_be_bytes()[..], json].concat();
+            let stream = [&frame[..], b"raw", &frame[..]].concat();
+            let mut reader = Reader::new(stream.as_slice());
+            assert!(reader.next::<ToNode>().await.expect("valid").is_some());
+            assert_eq!(reader.bytes(3).await.expect("there"), b"raw");
+            assert!(reader.next::<ToNode>().await.expect("valid").is_some());
+            assert!(reader.bytes(1).await.is_err());
         });
     }
 

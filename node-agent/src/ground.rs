@@ -63,6 +63,15 @@ impl Ground {
         }
     }
 
+    /// Whether a root image may be mounted here: not in a crowd, whose machine is somebody's.
+    pub(crate) fn takes_roots(&self) -> bool {
+        match self {
+            Self::Machine => true,
+            #[cfg(feature = "crowd")]
+            Self::Crowd(_) => false,
+        }
+    }
+
     /// SMBIOS UUID.
     pub(crate) fn uuid(&self) -> String {
         match self {

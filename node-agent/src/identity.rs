@@ -54,6 +54,11 @@ impl Credentials {
         self.identity.is_some()
     }
 
+    /// Whom this boot believes.
+    pub(crate) fn pin(&self) -> Pin {
+        self.pin
+    }
+
     /// What a connection to the head begins with.
     pub(crate) fn client_config(&self) -> anyhow::Result<Arc<ClientConfig>> {
         cid_trust::client_config(self.pin, Expect::Head, self.identity.as_ref()).context("TLS")

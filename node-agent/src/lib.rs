@@ -10,6 +10,7 @@
 //! | [`member`] | this node among the members: datagrams, the history, what is kept for an agent after this one |
 //! | [`identity`], [`door`] | its key and certificate; who is there, for an administrator who asks this node |
 //! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
+//! | [`root`] | the root image: fetched, checked, mounted, its services; its parts for other nodes |
 //! | [`ground`] | what it stands on: this machine, or a place in the lab's crowd |
 //! | [`links`], [`netlink`], [`hardware`], [`load`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
@@ -38,6 +39,7 @@ mod member;
 mod netlink;
 #[cfg(test)]
 mod room;
+mod root;
 mod shell;
 mod sockets;
 

@@ -149,6 +149,9 @@ async fn blocking(work: impl FnOnce() -> io::Result<()> + Send + 'static) -> io:
         .map_err(io::Error::other)?
 }
 
+/// What DHCP said of name servers.
+pub(crate) const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 fn write_resolv_conf(lease: &Lease) {
     let mut text = lease
         .domain
@@ -158,6 +161,6 @@ fn write_resolv_conf(lease: &Lease) {
     text.extend(lease.dns.iter().map(|server| format!("nameserver {server}\n")));
     if !text.is_empty() {
         // Nothing of the agent's own needs names; jobs may.
-        let _ = fs::write("/etc/resolv.conf", text);
+        let _ = fs::write(RESOLV_CONF, text);
     }
 }

@@ -5,6 +5,7 @@
 
 mod calling;
 mod leaving;
+mod rooted;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -14,6 +15,7 @@ use cid_discovery::NodeState;
 use cid_protocol::node::{
     Certificate, Ending, GroupKey, Leaving, MEMBER_PULSE_SECS, MemberTicket, PULSE_SECS, ToNode, WayHome,
 };
+use cid_protocol::root::{RootOrder, RootPromise};
 use cid_protocol::supervision::{FromAgent, FromInit, HEARTBEAT_SECS};
 
 use leaving::in_words;
@@ -107,6 +109,10 @@ pub(crate) enum Output {
     },
     /// The group's key was rotated.
     Rotate { key: GroupKey },
+    /// The head promises this root image: fetch it, mount it, and tell [`Node::handle_root`].
+    Promise { promise: Box<RootPromise> },
+    /// The head's word to the one who fetches it.
+    Order { order: RootOrder },
     /// Tell the members that this node goes.
     Leave,
     /// Send a pulse with the load.
@@ -173,6 +179,10 @@ pub(crate) struct Node {
     first_address_at: Option<Duration>,
     last_tried: Option<u32>,
     refused: Option<(Duration, String)>,
+    /// A root image is mounted.
+    mounted: bool,
+    /// The head promised one, and none is mounted yet.
+    awaits_root: bool,
     /// When the hours of its group end by the head's clock, Unix time in milliseconds: what the head said last.
     closes_unix_ms: Option<u64>,
     /// The same by our own clock, with the head's grace.
@@ -201,6 +211,8 @@ impl Node {
             first_address_at: None,
             last_tried: None,
             refused: None,
+            mounted: false,
+            awaits_root: false,
             closes_unix_ms: None,
             home_at: None,
             at_close: Ending::default(),
@@ -338,8 +350,11 @@ impl Node {
                         ticket: Box::new(ticket),
                     });
                 }
-                self.outputs.push_back(Output::Tell(FromAgent::Up(welcome.name)));
-                self.announce(NodeState::Up);
+                self.awaits_root = welcome.root.is_some() && !self.mounted;
+                if let Some(promise) = welcome.root {
+                    self.outputs.push_back(Output::Promise { promise });
+                }
+                self.show_up();
                 self.handle_deadline(now);
             }
             (
@@ -364,6 +379,7 @@ impl Node {
                 self.outputs.push_back(Output::Enroll { certificate });
             }
             (State::Up { .. }, ToNode::Key(key)) => self.outputs.push_back(Output::Rotate { key }),
+            (State::Up { .. }, ToNode::Root(order)) => self.outputs.push_back(Output::Order { order }),
             (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
             // Late answers to measurements among them.
             (
@@ -469,6 +485,19 @@ impl Node {
     /// Without the head for so long the PC goes home.
     pub(crate) fn bail_out(&self) -> Duration {
         self.config.bail_out
+    }
+
+    /// Its name, once the head has given it one.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The link over which the head welcomed this node, with its address.
+    pub(crate) fn link_in_use(&self) -> Option<(u32, Ipv4Addr)> {
+        let State::Up { index, .. } = self.state else {
+            return None;
+        };
+        Some((index, self.links.get(&index)?.address?))
     }
 
     /// The link that carries, or tries to carry, the connection.

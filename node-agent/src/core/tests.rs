@@ -5,6 +5,7 @@ use cid_protocol::node::{Plan, Welcome};
 use super::*;
 
 mod hours;
+mod root;
 mod trust;
 
 const HEAD: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 77, 0, 1), 3101);

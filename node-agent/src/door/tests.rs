@@ -74,7 +74,14 @@ fn its_administrator_is_answered_and_nobody_else() {
         };
         let config = cid_trust::server_config(&identity, Clients::MustBeKnown).expect("TLS");
         let thrown_out = ThrownOut::default();
-        let door = Door::open(&place, config, commands, thrown_out.clone()).expect("a door");
+        let door = Door::open(
+            &place,
+            config,
+            commands,
+            thrown_out.clone(),
+            tokio::sync::watch::channel(None).1,
+        )
+        .expect("a door");
         let names = ask(&identity, Some(&admin)).await.expect("an answer");
         assert_eq!(names.len(), 250);
 

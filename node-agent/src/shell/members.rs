@@ -208,6 +208,11 @@ impl Shell {
         }
     }
 
+    /// Where the member is asked who is there.
+    pub(super) fn member_commands(&self) -> Option<tokio::sync::mpsc::Sender<crate::member::Command>> {
+        self.seating.member.as_ref().map(Handle::commands)
+    }
+
     fn place(&self, index: u32, address: Ipv4Addr) -> Option<Place> {
         Some(Place {
             link: self.wires.get(&index)?.name.clone(),
@@ -264,6 +269,7 @@ impl Shell {
             config,
             member.commands(),
             self.seating.thrown_out.clone(),
+            self.roots.offered(),
         ) {
             Ok(door) => self.seating.door = Some(door),
             Err(error) => log!("cid-agent: its door for administrators: {error}"),

@@ -5,6 +5,7 @@ mod beacons;
 mod head;
 mod init;
 mod members;
+mod roots;
 mod wires;
 
 use std::collections::BTreeMap;
@@ -39,7 +40,7 @@ use crate::leaving::Prepared;
 use crate::measure::Measurements;
 use crate::member::News;
 use crate::member::keep::Keep;
-use crate::{hardware, links, netlink};
+use crate::{hardware, links, netlink, root};
 
 /// Events that may wait.
 const QUEUE: usize = 128;
@@ -81,6 +82,7 @@ enum Event {
         incarnation: u64,
         news: Result<News, String>,
     },
+    Root(root::task::News),
 }
 
 /// A link that is up, with its DHCP client.
@@ -140,6 +142,7 @@ struct Shell {
     /// `None`: the head's boot script is of the time before TLS.
     credentials: Option<Credentials>,
     seating: members::Seating,
+    roots: roots::Roots,
     init: InitWriter,
     /// What PID 1 told of the boot.
     phases: Vec<Phase>,
@@ -186,6 +189,7 @@ pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<
     let announcer = Announcer::new(NodeId::of_machine(&ground.uuid(), boot_mac), incarnation, seed);
     let (head, booted_from) = (config.head, config.boot_mac);
     let node = Node::new(started.elapsed(), config);
+    let roots = roots::Roots::start(started, sender.clone());
     let mut shell = Shell {
         started,
         keep,
@@ -202,6 +206,7 @@ pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<
         boot_mac: booted_from,
         credentials: credentials.ok(),
         seating,
+        roots,
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
@@ -266,6 +271,7 @@ impl Shell {
                 rescan_at = now + Duration::from_secs(1);
                 self.rescan(now).await;
                 self.every_second(now);
+                self.look_after_root(now);
             }
             self.obey().await?;
             let deadline = self.next_deadline().unwrap_or(rescan_at).min(rescan_at);
@@ -347,6 +353,7 @@ impl Shell {
             Event::Init(FromInit::Phase { done_ms, name }) => self.phases.push(Phase { name, done_ms }),
             Event::Init(message) => self.node.handle_init(message),
             Event::Member { incarnation, news } => self.handle_member(now, incarnation, news),
+            Event::Root(news) => self.handle_root(now, news).await,
         }
     }
 
@@ -381,6 +388,7 @@ impl Shell {
         match output {
             Output::Connect { index, from, head } => self.connect(index, from, head),
             Output::Disconnect => {
+                self.roots.head_gone();
                 self.connection = None;
             }
             Output::SendHello { index } => {
@@ -396,6 +404,8 @@ impl Shell {
                 ticket,
             } => self.join(index, address, name, *ticket).await,
             Output::Rotate { key } => self.rotate(key).await,
+            Output::Promise { promise } => self.promise(*promise),
+            Output::Order { order } => self.roots.order(order),
             Output::Leave => self.leave_members().await,
             Output::SendPulse => {
                 let load = hardware::load();

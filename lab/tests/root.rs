@@ -1,0 +1,106 @@
+//! Root images from power-on to `up` and home: what runs in them sees no disk, and what is wrong with them is refused with the reason.
+//! The images are built here by `cidbuild`, from a folder with a static busybox.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use cid_protocol::api::NodeState;
+use cidlab::rooted::build_rooted;
+use cidlab::run::run;
+use cidlab::{HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT, WINDOWS_LIMIT};
+
+/// Modules that a root needs in stage 1, on top of what the same PC loads without one.
+const OF_THE_ROOT: [&str; 5] = ["erofs", "overlay", "libcrc32c", "crc32c_generic", "crc32c_intel"];
+fn lab(room: Room, name: &str, filler: usize) -> Result<Lab> {
+    let images = build_rooted(room.dir(), name, filler)?;
+    Lab::start_in(room, &HeadOptions::new(images, name))
+}
+
+/// What the probe said behind `word`.
+fn told(pc: &Pc, word: &str) -> Option<String> {
+    let serial = pc.serial();
+    let at = serial.split(&format!("service probe: probe {word} ")).nth(1)?;
+    Some(at.lines().next()?.trim().to_owned())
+}
+
+#[test]
+fn power_on_to_up_with_a_root_that_sees_no_disk() -> Result<()> {
+    let lab = lab(Room::start("root")?, "small", 1_000_000)?;
+    let mut pc = lab.power_on(Machine::bios().memory(768))?;
+    let node = pc.wait_up(UP_LIMIT)?;
+    let hardware = node.hardware.context("no hardware reported")?;
+    assert!(hardware.block_devices.is_empty(), "{:?}", hardware.block_devices);
+    pc.wait_serial("probe done", 0, UP_LIMIT)?;
+    assert_eq!(told(&pc, "partitions").as_deref(), Some("[]"));
+    assert_eq!(told(&pc, "bad"), None, "{}", pc.serial());
+    let manifest = fs::read_to_string(lab.room().dir().join("images/small/manifest.json"))?;
+    let modules = told(&pc, "modules").context("no modules told")?;
+    for module in modules.trim_matches(['[', ']']).split_whitespace() {
+        let in_stage_1 = manifest.contains(&format!("{}.ko", module.replace('_', "-")))
+            || manifest.contains(&format!("{module}.ko"));
+        assert!(
+            in_stage_1 || OF_THE_ROOT.contains(&module),
+            "{module} is not of stage 1"
+        );
+        assert_ne!(module, "loop", "EROFS is mounted from its file");
+    }
+    lab.release(&pc)?;
+    pc.wait_windows(WINDOWS_LIMIT)?;
+    pc.power_off()?;
+    pc.assert_disk_untouched()?;
+    drop(pc);
+    lab.succeeded();
+    Ok(())
+}
+
+/// The PC says why on its screen and to the head, and is in its own Windows a minute later.
+fn refused(lab: Lab, machine: Machine, words: &str) -> Result<()> {
+    let mut pc = lab.power_on(machine)?;
+    pc.wait_serial(words, 0, UP_LIMIT)?;
+    let node = pc.node()?.context("the head does not know this PC")?;
+    ensure!(node.state != NodeState::Up, "it is up all the same");
+    let trace = lab.ctl(&["trace", &pc.mac()])?;
+    ensure!(
+        trace.contains(words),
+        "`cidctl trace` does not say {words:?}:\n{trace}"
+    );
+    pc.wait_windows(WINDOWS_LIMIT + Duration::from_secs(60))?;
+    pc.power_off()?;
+    pc.assert_disk_untouched()?;
+    drop(pc);
+    lab.succeeded();
+    Ok(())
+}
+
+#[test]
+fn too_little_memory_is_refused_with_the_figures() -> Result<()> {
+    let lab = lab(Room::start("root-ram")?, "large", 200_000_000)?;
+    refused(lab, Machine::bios().memory(384), "too little memory: it takes ")
+}
+
+/// The head's copy, as it lies in the folder that the head serves from.
+fn kept(lab: &Lab, file: &str) -> Result<PathBuf> {
+    let found = run(Command::new("find")
+        .arg(lab.room().dir().join("state"))
+        .args(["-name", file, "-type", "f"]))?;
+    found
+        .lines()
+        .next()
+        .map(PathBuf::from)
+        .with_context(|| format!("no {file}"))
+}
+
+#[test]
+fn one_flipped_byte_on_the_heads_disk_is_refused() -> Result<()> {
+    let lab = lab(Room::start("root-flipped")?, "small", 1_000_000)?;
+    let path = kept(&lab, "root.img")?;
+    let file = fs::OpenOptions::new().read(true).write(true).open(&path)?;
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, 500_000)?;
+    file.write_all_at(&[byte[0] ^ 1], 500_000)?;
+    refused(lab, Machine::bios().memory(768), "the head's copy is damaged")
+}

@@ -1,0 +1,402 @@
+//! The way from the head's promise to a mounted root, as one task beside the agent's loop: a slow mount or a large chunk must not
+//! stop the heartbeat. It speaks to nobody but the agent's loop, the head's HTTP server and other nodes' doors.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use cid_content::{Promise, RootManifest, Signed, Tree};
+use cid_protocol::root::{RootOrder, RootPromise, RootReport, tree_path};
+use cid_trust::Pin;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::fetch::{Fetch, Fetched, MAX_DECLINED};
+use super::memory::Memory;
+use super::mount::{self, Format};
+use super::peer::Caller;
+use super::serve::Offer;
+use super::store::Store;
+use super::{http, processes};
+
+/// What the agent's loop tells; more than this never waits, since it says little.
+const QUEUE: usize = 64;
+/// The first retry of what failed, doubling to the last; each is spread over its second half, so that a room does not come at once.
+const FIRST_RETRY: Duration = Duration::from_millis(500);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+/// Of what is free when the image is mounted, programs in it may write this part to files.
+const SCRATCH_PART: u64 = 2;
+/// Kept beside the image for an agent after this one.
+const MARK: &str = "mounted.json";
+
+/// What the agent's loop says.
+#[derive(Debug)]
+pub(crate) enum Command {
+    /// The head promised this; `way` is over which link, and `pin` is whom to believe.
+    Promise { promise: RootPromise, pin: Pin },
+    /// The head's word to who fetches.
+    Order(RootOrder),
+    /// The connection to the head is gone.
+    HeadGone,
+}
+
+/// What the task says to the agent's loop.
+#[derive(Debug)]
+pub(crate) enum News {
+    /// For the head, if it is there.
+    Report(RootReport),
+    /// For the person at the PC.
+    Progress(String),
+    /// It is mounted.
+    Mounted,
+    /// It is not run here, for this reason.
+    Refused(String),
+}
+
+/// Where the head and other nodes are called from; `None` while there is no link.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub(crate) caller: Caller,
+    pub(crate) head: std::net::Ipv4Addr,
+}
+
+/// The agent's end.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    commands: mpsc::Sender<Command>,
+    way: watch::Sender<Option<Way>>,
+    /// For the door.
+    pub(crate) offered: super::serve::Offered,
+}
+
+impl Handle {
+    /// Starts the task; its news go to `news`. `started` is what the agent counts its time from.
+    pub(crate) fn start(started: Instant, news: impl Fn(News) + Send + Sync + 'static) -> Self {
+        let (commands, inbox) = mpsc::channel(QUEUE);
+        let (way, ways) = watch::channel(None);
+        let (offer, offered) = watch::channel(None);
+        let task = Task {
+            started,
+            inbox,
+            ways,
+            offer,
+            news: Arc::new(news),
+            standing: Standing::Nothing,
+        };
+        tokio::spawn(task.run());
+        Self {
+            commands,
+            way,
+            offered,
+        }
+    }
+
+    /// Tells it something. What does not fit is lost: the head says it again.
+    pub(crate) fn tell(&self, command: Command) {
+        let _ = self.commands.try_send(command);
+    }
+
+    /// The link in use from now on.
+    pub(crate) fn way(&self, way: Option<Way>) {
+        self.way.send_replace(way);
+    }
+}
+
+/// What is mounted here, for an agent after this one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Mark {
+    image: String,
+    sequence: u64,
+    tree: String,
+}
+
+#[derive(Debug)]
+enum Standing {
+    Nothing,
+    /// Not run here: the same promise is refused in the same words.
+    Refused(RootPromise, Refused),
+    Mounted(Mark),
+}
+
+/// Why, with the word of its counter.
+#[derive(Debug, Clone)]
+struct Refused {
+    counter: &'static str,
+    reason: String,
+}
+
+struct Task {
+    started: Instant,
+    inbox: mpsc::Receiver<Command>,
+    ways: watch::Receiver<Option<Way>>,
+    offer: watch::Sender<Option<Arc<Offer>>>,
+    news: Arc<dyn Fn(News) + Send + Sync>,
+    standing: Standing,
+}
+
+impl Task {
+    async fn run(mut self) {
+        self.resume().await;
+        while let Some(command) = self.inbox.recv().await {
+            let Command::Promise { promise, pin } = command else {
+                continue;
+            };
+            // A promise that comes while one is followed replaces it.
+            let mut next = Some((promise, pin));
+            while let Some((promise, pin)) = next.take() {
+                next = self.follow(promise, &pin).await;
+            }
+        }
+    }
+
+    /// What an agent before this one mounted is used as it is.
+    async fn resume(&mut self) {
+        let path = Path::new(mount::FOLDER).join(MARK);
+        let mark: Option<Mark> = fs::read_to_string(path)
+            .ok()
+            .and_then(|text| serde_json::from_str(&text).ok());
+        if let Some(mark) = mark.filter(|_| mount::is_mounted_root()) {
+            log!("cid-agent: {} is mounted already", mark.image);
+            self.begin_services();
+            self.standing = Standing::Mounted(mark);
+        }
+    }
+
+    /// Does what it takes until the promise is kept or refused. Returns the promise that came in its place.
+    async fn follow(&mut self, promise: RootPromise, pin: &Pin) -> Option<(RootPromise, Pin)> {
+        match &self.standing {
+            // Another image takes another boot.
+            Standing::Mounted(mark) => {
+                let mark = mark.clone();
+                self.tell_mounted(&mark);
+                return None;
+            }
+            Standing::Refused(refused, why) if *refused == promise => {
+                let why = why.clone();
+                self.refuse(&promise, why);
+                return None;
+            }
+            Standing::Nothing | Standing::Refused(..) => {}
+        }
+        let manifest = match verify(&promise, pin) {
+            Ok(manifest) => manifest,
+            Err(why) => {
+                self.refuse(&promise, why);
+                return None;
+            }
+        };
+        match self.fetch_and_mount(&manifest).await {
+            Ok(Some(next)) => return Some(next),
+            Ok(None) => {}
+            Err(why) => self.refuse(&promise, why),
+        }
+        None
+    }
+
+    /// Returns a promise that came in the place of this one.
+    async fn fetch_and_mount(
+        &mut self,
+        manifest: &RootManifest,
+    ) -> Result<Option<(RootPromise, Pin)>, Refused> {
+        let trouble = |error: anyhow::Error| Refused {
+            counter: "mount",
+            reason: format!("{error:#}"),
+        };
+        let folder = mount::place_for_image().map_err(trouble)?;
+        let kept = Store::kept_tree(&folder, manifest.shape, manifest.tree_root);
+        if kept.is_none() {
+            let memory = Memory::parse(&crate::hardware::read("/proc/meminfo"));
+            memory
+                .takes(manifest.shape.bytes(), manifest.needed_ram_bytes)
+                .map_err(|why| Refused {
+                    counter: "memory",
+                    reason: why.to_string(),
+                })?;
+        }
+        let tree = match kept {
+            Some(tree) => tree,
+            None => match self.tree(manifest).await? {
+                Ok(tree) => tree,
+                Err(next) => return Ok(Some(next)),
+            },
+        };
+        let store = Store::open(&folder, tree).map_err(|error| trouble(error.into()))?;
+        let store = Arc::new(store);
+        let have = store.recheck(async || tokio::task::yield_now().await).await;
+        let offer = Offer::new(Arc::clone(&store), have.clone());
+        self.offer.send_replace(Some(Arc::clone(&offer)));
+        let began = Instant::now();
+        let fetch = Fetch::new(manifest, &store, have, &offer);
+        match fetch.run(&mut self.inbox, &self.ways, &self.news).await {
+            Fetched::Whole(how) => log!(
+                "cid-agent: {} fetched in {:.1} s: {how}",
+                manifest.image,
+                began.elapsed().as_secs_f32()
+            ),
+            Fetched::Replaced(promise, pin) => return Ok(Some((promise, pin))),
+            Fetched::Wrong(reason) => {
+                return Err(Refused {
+                    counter: "chunk-wrong",
+                    reason,
+                });
+            }
+        }
+        self.mount(manifest, store.path()).await.map_err(trouble)?;
+        Ok(None)
+    }
+
+    /// The tree, from the head, however often it takes; or the promise that came in its place.
+    async fn tree(&mut self, manifest: &RootManifest) -> Result<Result<Tree, (RootPromise, Pin)>, Refused> {
+        let (mut retry, mut declined) = (FIRST_RETRY, 0);
+        loop {
+            let way = self.ways.borrow().clone();
+            let why = match way {
+                Some(way) => match fetch_tree(&way, manifest).await {
+                    Ok(tree) => return Ok(Ok(tree)),
+                    Err(NoTree { why, is_final }) => {
+                        declined += u32::from(is_final);
+                        why
+                    }
+                },
+                None => "there is no link to the head".to_owned(),
+            };
+            if declined >= MAX_DECLINED {
+                return Err(Refused {
+                    counter: "tree",
+                    reason: why,
+                });
+            }
+            (self.news)(News::Progress(format!("waits for {}: {why}", manifest.image)));
+            let (image, of) = (manifest.image.clone(), manifest.shape.bytes());
+            (self.news)(News::Report(RootReport::Fetching {
+                image,
+                have: 0,
+                of,
+                waits: why,
+            }));
+            tokio::select! {
+                () = tokio::time::sleep(spread(retry)) => {}
+                Some(command) = self.inbox.recv() => {
+                    if let Command::Promise { promise, pin } = command
+                        && promise.sequence != manifest.sequence
+                    {
+                        return Ok(Err((promise, pin)));
+                    }
+                }
+            }
+            retry = (retry * 2).min(LAST_RETRY);
+        }
+    }
+
+    async fn mount(&mut self, manifest: &RootManifest, image: PathBuf) -> anyhow::Result<()> {
+        (self.news)(News::Progress(format!("mounts {}", manifest.image)));
+        let format = match manifest.format {
+            cid_content::manifest::Format::Erofs => Format::Erofs,
+            cid_content::manifest::Format::Squashfs => Format::Squashfs,
+        };
+        let free = Memory::parse(&crate::hardware::read("/proc/meminfo")).available * 1024;
+        let work = move || mount::mount_root(&image, format, free / SCRATCH_PART);
+        tokio::task::spawn_blocking(work).await??;
+        let mark = Mark {
+            image: manifest.image.clone(),
+            sequence: manifest.sequence,
+            tree: manifest.tree_root.to_string(),
+        };
+        let path = Path::new(mount::FOLDER).join(MARK);
+        fs::write(path, serde_json::to_string(&mark)?)?;
+        log!("cid-agent: {} is mounted", mark.image);
+        self.begin_services();
+        self.tell_mounted(&mark);
+        self.standing = Standing::Mounted(mark);
+        Ok(())
+    }
+
+    fn begin_services(&self) {
+        match processes::list() {
+            Ok(list) => {
+                for mount in &list.mounts {
+                    if let Err(error) = mount::mount_listed(mount) {
+                        log!("cid-agent: {error:#}");
+                    }
+                }
+                tokio::spawn(processes::keep(list.services, self.started));
+            }
+            Err(error) => log!("cid-agent: no services: {error:#}"),
+        }
+    }
+
+    fn tell_mounted(&self, mark: &Mark) {
+        (self.news)(News::Report(RootReport::Mounted {
+            image: mark.image.clone(),
+            sequence: mark.sequence,
+            tree: mark.tree.clone(),
+        }));
+        (self.news)(News::Mounted);
+    }
+
+    fn refuse(&mut self, promise: &RootPromise, why: Refused) {
+        (self.news)(News::Report(RootReport::Refused {
+            image: promise.image.clone(),
+            counter: why.counter.to_owned(),
+            reason: why.reason.clone(),
+        }));
+        let text = format!("does not run {}: {}", promise.image, why.reason);
+        log!("cid-agent: {text}");
+        (self.news)(News::Refused(text));
+        self.standing = Standing::Refused(promise.clone(), why);
+    }
+}
+
+fn verify(promise: &RootPromise, pin: &Pin) -> Result<RootManifest, Refused> {
+    let bytes = STANDARD.decode(&promise.manifest).map_err(|_| Refused {
+        counter: "manifest-malformed",
+        reason: "the signed manifest is malformed: it is no base64".to_owned(),
+    })?;
+    let promised = Promise {
+        image: &promise.image,
+        sequence: promise.sequence,
+    };
+    Signed::decode(&bytes)
+        .and_then(|signed| signed.verify(pin.as_bytes(), promised))
+        .map_err(|refusal| Refused {
+            counter: refusal.counter(),
+            reason: refusal.to_string(),
+        })
+}
+
+/// Why there is no tree yet; `is_final`: waiting alone will not bring it.
+struct NoTree {
+    why: String,
+    is_final: bool,
+}
+
+async fn fetch_tree(way: &Way, manifest: &RootManifest) -> Result<Tree, NoTree> {
+    let not_yet = |why: String| NoTree { why, is_final: false };
+    let address = std::net::SocketAddrV4::new(way.head, super::HEAD_HTTP_PORT);
+    let mut connection = http::dial(&way.caller.link, way.caller.from, address)
+        .await
+        .map_err(|error| not_yet(format!("the head does not answer: {error}")))?;
+    let length = u64::try_from(cid_content::tree::encoded_bytes(manifest.shape)).unwrap_or(u64::MAX);
+    let path = tree_path(&manifest.tree_root.to_string());
+    let bytes = connection
+        .part(&path, 0..length)
+        .await
+        .map_err(|failure| NoTree {
+            is_final: failure.is_final(),
+            why: format!("the head does not give the list of its parts: {failure}"),
+        })?;
+    Tree::decode(&bytes, manifest.shape, manifest.tree_root).map_err(|error| NoTree {
+        why: format!("the head's list of its parts is not the signed one: {error}"),
+        is_final: true,
+    })
+}
+
+/// Somewhere in the second half of `delay`.
+pub(super) fn spread(delay: Duration) -> Duration {
+    let random = cid_trust::random().map_or(0, u32::from_ne_bytes);
+    delay / 2 + (delay / 2).mul_f64(f64::from(random) / f64::from(u32::MAX))
+}
