@@ -416,7 +416,11 @@ impl Download {
         if self.done {
             return None;
         }
-        let peers = self.peers.values().filter_map(|peer| peer.link.deadline());
+        // Who waits for a place is called when there is one, not at a time.
+        let full = self.in_use() >= PEERS;
+        let waits = |peer: &&Peer| !(full && matches!(peer.link, Link::Away { .. }));
+        let peers = self.peers.values().filter(waits);
+        let peers = peers.filter_map(|peer| peer.link.deadline());
         let head = self.from_head.values().copied();
         let others = [self.head_rest, self.wish_again.filter(|_| self.head_up)];
         let starves = (!self.starving).then_some(self.starves_at);
@@ -425,6 +429,12 @@ impl Download {
             .chain(others.into_iter().flatten())
             .chain(starves)
             .min()
+    }
+
+    /// Peers that are called or connected.
+    fn in_use(&self) -> usize {
+        let in_use = |peer: &&Peer| !matches!(peer.link, Link::Away { .. });
+        self.peers.values().filter(in_use).count()
     }
 
     /// What the shell must do next.

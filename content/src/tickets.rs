@@ -161,13 +161,7 @@ impl<N: Copy + Ord> Tickets<N> {
         };
         freed.into_iter().for_each(|chunk| self.close(id, chunk));
         self.tell_peers(id, wish.peers.min(MAX_AT_ONCE));
-        let waits = self.nodes.get_mut(&id).is_some_and(|node| {
-            let wants = node.wants > 0 && !node.have.is_full();
-            wants && !std::mem::replace(&mut node.waits, true)
-        });
-        if waits {
-            self.queue.push_back(id);
-        }
+        self.queue_up(id);
         self.act(now);
     }
 
@@ -181,6 +175,7 @@ impl<N: Copy + Ord> Tickets<N> {
                 .map(|node| node.tickets.keys().copied().collect())
                 .unwrap_or_default();
             all.into_iter().for_each(|chunk| self.close(id, chunk));
+            self.queue_up(id);
             self.act(now);
         }
     }
@@ -307,6 +302,20 @@ impl<N: Copy + Ord> Tickets<N> {
         };
         self.nodes.insert(id, node);
         true
+    }
+
+    /// In the queue while it wants something, and not when it has all.
+    fn queue_up(&mut self, id: N) {
+        let Some(node) = self.nodes.get_mut(&id) else {
+            return;
+        };
+        let wants = node.wants > 0 && !node.have.is_full();
+        let waited = std::mem::replace(&mut node.waits, wants);
+        match (waited, wants) {
+            (false, true) => self.queue.push_back(id),
+            (true, false) => self.queue.retain(|waiting| *waiting != id),
+            _ => {}
+        }
     }
 
     fn take_have(&mut self, id: N, have: Bitmap) {

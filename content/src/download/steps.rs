@@ -73,11 +73,7 @@ impl Download {
     }
 
     fn use_peer(&mut self, now: Duration, name: &Name) {
-        let connected = self
-            .peers
-            .values()
-            .filter(|peer| !matches!(peer.link, Link::Away { .. }))
-            .count();
+        let connected = self.in_use();
         let Some(link) = self.peers.get(name).map(|peer| peer.link) else {
             return;
         };

@@ -152,3 +152,27 @@ fn sets_of_another_image_and_too_many_nodes_are_not_taken() {
         (MAX_NODES, 5)
     );
 }
+
+#[test]
+fn who_has_all_in_the_meantime_does_not_stand_in_the_way() {
+    let mut tickets = Tickets::new(8, 1, 1);
+    tickets.handle_wish(T0, 0, wish(&[]));
+    let first = given(&outputs(&mut tickets));
+    // Both wait, and the first of them gets everything from its peers.
+    tickets.handle_wish(T0, 1, wish(&[]));
+    tickets.handle_wish(T0, 2, wish(&[]));
+    tickets.handle_wish(
+        T0,
+        1,
+        Wish {
+            have: Bitmap::all(8),
+            tickets: 0,
+            ..wish(&[])
+        },
+    );
+    assert_eq!(tickets.waiting(), 1);
+    tickets.handle_gone(T0, 1);
+    tickets.handle_gone(T0, 0);
+    assert!(given(&outputs(&mut tickets)).iter().all(|(node, _)| *node == 2));
+    assert_eq!(first.len(), 1);
+}
