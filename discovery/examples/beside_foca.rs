@@ -296,16 +296,15 @@ impl Room {
         }
     }
 
-    /// Whether every other machine knows this boot of it, and it all of them.
+    /// Whether every other machine knows this boot of it. Not whether it knows them: what foca feeds a newcomer is one
+    /// datagram, of 40 members here; the others it learns in minutes.
     fn known_to_all(&self, index: usize, boot: u32) -> bool {
         let knows = |(other, machine): (usize, &Option<(u32, Machine)>)| {
             let mut members = machine.iter().flat_map(|(_, machine)| machine.iter_members());
             other == index
                 || members.any(|member| member.id().index == index as u32 && member.id().boot == boot)
         };
-        let newcomer = self.machines[index].iter();
-        let complete = newcomer.map(|(_, machine)| machine.num_members() + 1 >= self.machines.len());
-        complete.eq([true]) && self.machines.iter().enumerate().all(knows)
+        self.machines.iter().enumerate().all(knows)
     }
 
     fn seen_by_somebody(&self, index: usize) -> bool {
@@ -337,6 +336,9 @@ fn beside(nodes: usize) {
         ("without periodic gossip", 1_000, None),
         ("half as often", 2_000, None),
     ] {
+        if nodes > 50 && gossip.is_none() {
+            continue;
+        }
         for loss_percent in [0, 10] {
             measure(nodes, what, period, gossip, loss_percent);
         }
@@ -372,8 +374,12 @@ fn measure(nodes: usize, what: &str, period_ms: u64, gossip_ms: Option<u64>, los
     }
     (1..120).for_each(|second| room.run_until(Duration::from_secs(second)));
     let before = room.bytes;
-    // A room of 1,000 is the same from minute to minute, and takes long.
-    let (seconds, rounds) = if nodes > 200 { (60, 10) } else { (600, 100) };
+    // A large room is the same from minute to minute, and takes long.
+    let (seconds, rounds) = match nodes {
+        0..=50 => (600, 100),
+        51..=200 => (120, 30),
+        _ => (60, 10),
+    };
     room.run_until(Duration::from_secs(120 + seconds));
     let kbit = (room.bytes - before) as f64 * 8.0 / seconds as f64 / 1_000.0;
     let (mut times, mut new) = (Vec::new(), Vec::new());
