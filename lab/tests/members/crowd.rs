@@ -117,6 +117,8 @@ fn what_a_node_costs_at_1000() -> Result<()> {
     let count = count();
     let (rig, mut crowd) = gather("crowd-traffic", count)?;
     settle(&rig, count)?;
+    // Rosters are compared and loads go round for longer than the history grows.
+    std::thread::sleep(super::traffic::SETTLE);
     let time = super::traffic::seconds(120);
     let before = crowd.traffic(&rig)?;
     std::thread::sleep(time);

@@ -11,7 +11,7 @@ use super::ROOM;
 /// The 2004 system measured 25 kbit/s.
 const BUDGET: f64 = 25.0;
 /// Behind the last `up`: rosters are compared, loads have gone round.
-const SETTLE: Duration = Duration::from_secs(60);
+pub(super) const SETTLE: Duration = Duration::from_secs(60);
 
 /// `CID_TRAFFIC_SECS`, or these.
 pub(super) fn seconds(default: u64) -> Duration {
