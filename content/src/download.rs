@@ -18,8 +18,10 @@ use crate::{Bitmap, ChunkError, Tree};
 /// Name of a peer, as the head gave it.
 pub type Name = Arc<str>;
 
-/// Peers that are asked at a time.
+/// Peers that a node wishes for.
 pub const PEERS: usize = 8;
+/// Peers that are asked at a time: the head names some more to it, so that everybody is asked by somebody.
+pub const IN_USE: usize = 12;
 /// Chunks that are asked of the head at a time: while one is on its way the next is asked for.
 pub const FROM_HEAD: usize = 2;
 /// Tickets that a node asks for at a time.
@@ -417,7 +419,7 @@ impl Download {
             return None;
         }
         // Who waits for a place is called when there is one, not at a time.
-        let full = self.in_use() >= PEERS;
+        let full = self.in_use() >= IN_USE;
         let waits = |peer: &&Peer| !(full && matches!(peer.link, Link::Away { .. }));
         let peers = self.peers.values().filter(waits);
         let peers = peers.filter_map(|peer| peer.link.deadline());

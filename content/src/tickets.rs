@@ -17,6 +17,8 @@ pub const MAX_NODES: usize = 10_000;
 pub const MAX_AT_ONCE: u32 = 16;
 /// Nodes that must say of a peer that it lies before nobody is sent to it any more.
 pub const ACCUSERS: usize = 2;
+/// So many others are sent to a new node: a chunk that only it has must find its way out.
+const SENT_TO_NEW: usize = 4;
 /// A node that accuses more than this is not believed further.
 const MAX_ACCUSED: usize = 8;
 
@@ -368,6 +370,11 @@ impl<N: Copy + Ord> Tickets<N> {
         }
         if peers.is_empty() {
             return;
+        }
+        let new = self.nodes.get(&id).is_some_and(|node| node.told.is_empty());
+        for other in peers.iter().take(if new { SENT_TO_NEW } else { 0 }) {
+            let (node, peers) = (*other, vec![id]);
+            self.outputs.push_back(Output::Peers { node, peers });
         }
         if let Some(node) = self.nodes.get_mut(&id) {
             if again {

@@ -78,7 +78,7 @@ impl Download {
             return;
         };
         let next = match link {
-            Link::Away { until } if until <= now && connected < PEERS => {
+            Link::Away { until } if until <= now && connected < IN_USE => {
                 self.outputs.push_back(Output::Connect(Arc::clone(name)));
                 Link::Calling {
                     until: now + PEER_BOUND,
@@ -149,7 +149,7 @@ impl Download {
             .peers
             .iter()
             .filter(|(_, peer)| matches!(peer.link, Link::Watched { .. }));
-        if connected == PEERS
+        if connected >= PEERS
             && let Some(name) = useless
                 .min_by_key(|(_, peer)| peer.gave)
                 .map(|(name, _)| Arc::clone(name))

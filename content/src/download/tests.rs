@@ -180,7 +180,7 @@ fn a_head_that_gives_wrong_bytes_is_reported_and_asked_again() {
 #[test]
 fn more_peers_than_are_asked_wait_without_waking_anybody() {
     let mut download = download();
-    let names: Vec<Name> = (0..PEERS + 3)
+    let names: Vec<Name> = (0..IN_USE + 3)
         .map(|number| Name::from(format!("n{number}")))
         .collect();
     download.handle_peers(T0, &names);
@@ -188,7 +188,7 @@ fn more_peers_than_are_asked_wait_without_waking_anybody() {
     let called = called
         .filter(|output| matches!(output, Output::Connect(_)))
         .count();
-    assert_eq!(called, PEERS);
+    assert_eq!(called, IN_USE);
     assert!(download.next_deadline().is_some_and(|at| at > T0));
     // One is lost: the next is called at once.
     download.handle_lost(T0, "n0");
