@@ -72,7 +72,8 @@ fn nothing_is_asked_of_the_head_without_a_ticket() {
         "another chunk"
     );
     assert_eq!(download.bytes(), CHUNK as u64);
-    // Later, not at once, and until then not at all.
+    // Its one wish came with the first chunk; the next word is later, not at once.
+    assert_eq!(outputs(&mut download).len(), 1);
     let mut now = T0;
     while outputs(&mut download).is_empty() {
         now = download.next_deadline().unwrap();
