@@ -1,6 +1,7 @@
-//! Images on the head's disk, checked against their manifests and kept in memory for serving.
+//! Images on the head's disk, checked against their manifests; what loaders ask for is kept in memory for serving, a root image never.
 
 use std::collections::BTreeMap;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,8 +13,15 @@ use crate::policy::{BiosLoader, ImageFault};
 
 /// Largest manifest that is read, in bytes: a thousand modules make half a megabyte.
 const MAX_MANIFEST: u64 = 16 * 1024 * 1024;
-/// Largest artifact that is served, in bytes. A kernel and an initramfs are a tenth of it.
+/// Largest artifact that is kept in memory, in bytes. A kernel and an initramfs are a tenth of it.
 const MAX_ARTIFACT: u64 = 512 * 1024 * 1024;
+/// Bytes that are read at a time from what is not kept.
+const BLOCK: usize = 1024 * 1024;
+
+/// Whether loaders ask for a file of an image; the root image and what belongs to it are the agents'.
+fn is_for_loaders(path: &str) -> bool {
+    !path.starts_with("root.") && path != "packages.json"
+}
 
 /// A whole image, every file of it as the manifest says.
 #[derive(Debug, Clone)]
@@ -60,9 +68,13 @@ impl Image {
     }
 }
 
-/// Reads an image's folder and checks every digest. Blocks: call it off the event loop.
+/// Reads the image `name` below `images_dir` and checks every digest. Blocks: call it off the event loop.
 pub fn load(images_dir: &Path, name: &str) -> Result<Image, ImageFault> {
-    let folder = images_dir.join(name);
+    load_folder(&images_dir.join(name), name)
+}
+
+/// The same of an image that lies in `folder`; `name` is for people. Blocks.
+pub fn load_folder(folder: &Path, name: &str) -> Result<Image, ImageFault> {
     let file = folder.join("manifest.json");
     let missing =
         |why: String| ImageFault::Missing(format!("image {name} is not there: {}: {why}", file.display()));
@@ -84,7 +96,14 @@ pub fn load(images_dir: &Path, name: &str) -> Result<Image, ImageFault> {
     }
     let mut files = BTreeMap::new();
     for (path, artifact) in &manifest.artifacts {
-        let bytes = read_artifact(&folder, path, artifact.size).map_err(&damaged)?;
+        if !is_for_loaders(path) {
+            let digest = digest_of(folder, path, artifact.size).map_err(&damaged)?;
+            if digest != artifact.sha256 {
+                return Err(damaged(format!("{path} is not the file that was built")));
+            }
+            continue;
+        }
+        let bytes = read_artifact(folder, path, artifact.size).map_err(&damaged)?;
         if hex(&Sha256::digest(&bytes)) != artifact.sha256 {
             return Err(damaged(format!("{path} is not the file that was built")));
         }
@@ -99,6 +118,30 @@ pub fn load(images_dir: &Path, name: &str) -> Result<Image, ImageFault> {
 }
 
 fn read_artifact(folder: &Path, path: &str, size: u64) -> Result<Vec<u8>, String> {
+    let file = artifact(folder, path, size)?;
+    if size > MAX_ARTIFACT {
+        return Err(format!("{path} has {size} bytes, more than a loader can take"));
+    }
+    std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))
+}
+
+/// SHA-256 of a file that is too large for memory, lower-case hex.
+fn digest_of(folder: &Path, path: &str, size: u64) -> Result<String, String> {
+    let file = artifact(folder, path, size)?;
+    let failed = |error: std::io::Error| format!("{}: {error}", file.display());
+    let mut input = std::fs::File::open(&file).map_err(failed)?;
+    let mut digest = Sha256::new();
+    let mut block = vec![0; BLOCK];
+    loop {
+        match input.read(&mut block).map_err(failed)? {
+            0 => return Ok(hex(&digest.finalize())),
+            count => digest.update(&block[..count]),
+        }
+    }
+}
+
+/// Where an artifact lies, if it lies below the folder and has its size.
+fn artifact(folder: &Path, path: &str, size: u64) -> Result<PathBuf, String> {
     let plain = |part: &str| !part.is_empty() && part != "." && part != "..";
     if !path.split('/').all(plain) {
         return Err(format!("its manifest names a file outside it: {path}"));
@@ -107,19 +150,19 @@ fn read_artifact(folder: &Path, path: &str, size: u64) -> Result<Vec<u8>, String
     let real = std::fs::metadata(&file)
         .map_err(|error| format!("{}: {error}", file.display()))?
         .len();
-    if real != size || real > MAX_ARTIFACT {
+    if real != size {
         return Err(format!("{path} has {real} bytes, the manifest says {size}"));
     }
-    std::fs::read(&file).map_err(|error| format!("{}: {error}", file.display()))
+    Ok(file)
 }
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What tells whether a folder changed since it was loaded: `cidbuild` replaces it whole.
-pub fn stamp(images_dir: &Path, name: &str) -> Option<(SystemTime, u64, PathBuf)> {
-    let file = images_dir.join(name).join("manifest.json");
+/// What tells whether an image's folder changed since it was loaded: `cidbuild` replaces it whole.
+pub fn stamp(folder: &Path) -> Option<(SystemTime, u64, PathBuf)> {
+    let file = folder.join("manifest.json");
     let metadata = std::fs::metadata(&file).ok()?;
     Some((metadata.modified().ok()?, metadata.len(), file))
 }

@@ -53,6 +53,8 @@ pub struct Standing {
     pub quirk: Option<String>,
     /// Whether a boot of its group may begin now.
     pub hours: Hours,
+    /// Version of an image that it boots, `minimal@2`; `None`: what its group boots.
+    pub image: Option<String>,
 }
 
 /// The opening hours of a machine's group at this moment.
@@ -75,6 +77,8 @@ pub enum Hours {
 pub struct Site {
     /// Groups by name.
     pub groups: BTreeMap<String, GroupOffer>,
+    /// By group, what its machines can be given besides, by image.
+    pub versions: BTreeMap<String, BTreeMap<String, GroupOffer>>,
     /// Why no loader script can be rendered, if so.
     pub templates_broken: Option<String>,
 }
@@ -395,6 +399,14 @@ fn refuse_or_boot(facts: &Facts, manner: &Manner, standing: &Standing, site: &Si
         .groups
         .get(group)
         .ok_or_else(|| Reason::UnknownGroup(group.clone()))?;
+    let offer = match &standing.image {
+        Some(image) if *image != offer.image => site
+            .versions
+            .get(group)
+            .and_then(|versions| versions.get(image))
+            .ok_or_else(|| Reason::ImageMissing(format!("image {image} is not there")))?,
+        _ => offer,
+    };
     // A boot granted before closing goes on: a loader cut off in its middle hangs, a node that joins is sent home.
     match &standing.hours {
         Hours::Open => {}

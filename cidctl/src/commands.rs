@@ -14,7 +14,7 @@ use cid_protocol::trace::Trace;
 use serde::Serialize;
 
 use crate::client::{Client, encode};
-use crate::{Command, firewall, hours, node, print, tell, top, wake};
+use crate::{Command, firewall, hours, image, node, print, tell, top, wake};
 
 /// How often the head is asked again by `--watch` and `--follow`.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -97,6 +97,7 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             json.json,
         ),
         Command::Hours(hours) => hours::run(client, hours).await,
+        Command::Image { command } => image::run(client, command).await,
         Command::Events {
             follow,
             after,

@@ -7,6 +7,7 @@ mod client;
 mod commands;
 mod firewall;
 mod hours;
+mod image;
 mod node;
 mod print;
 mod tell;
@@ -176,6 +177,15 @@ enum Command {
                       takes the place of the first. PCs of a group that closes have its `patience` before they go home."
     )]
     Hours(hours::Hours),
+    /// Versions of images: list them, set what a group boots, update nodes one after the other, go back.
+    #[command(
+        after_help = "Examples:\n  cidctl image list\n  cidctl image roll @lab-a compute@3 --keep-up 3\n  cidctl image rollback lab-a\n\
+                      The head keeps each build as a version that never changes. docs/images.md tells the whole story."
+    )]
+    Image {
+        #[command(subcommand)]
+        command: image::Image,
+    },
     /// What happened, oldest first.
     Events {
         /// Print new ones as they come, until interrupted.

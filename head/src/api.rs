@@ -2,6 +2,7 @@
 //! `Problem`. Must not change anything but through the registry.
 
 mod hours;
+mod images;
 mod metrics;
 mod top;
 mod trace;
@@ -28,6 +29,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::Config;
 use crate::core::{Core, Pending};
+use crate::library::Library;
 use crate::mac::Mac;
 use crate::registry::{CommandError, Registry};
 
@@ -77,6 +79,8 @@ pub struct Api {
     pub address: String,
     /// What it was started with.
     pub config: Config,
+    /// Versions of images; `None` where there are none, in tests.
+    pub library: Option<Arc<Library>>,
 }
 
 /// A failure: status and body.
@@ -153,6 +157,13 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/release", post(release))
         .route("/v1/wake", post(wake))
         .route("/v1/hours", get(hours::show).post(hours::change))
+        .route("/v1/images", get(images::list))
+        .route("/v1/images/import", post(images::import))
+        .route("/v1/images/set", post(images::set))
+        .route("/v1/images/rollback", post(images::rollback))
+        .route("/v1/images/gc", post(images::collect))
+        .route("/v1/images/roll", post(images::roll))
+        .route("/v1/images/roll/stop", post(images::stop_roll))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status))
         .route("/metrics", get(metrics::metrics))

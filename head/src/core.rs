@@ -301,6 +301,10 @@ impl Core {
                     durable = true;
                     writes.push(Write::Group(group, record));
                 }
+                Output::PersistImages(record) => {
+                    durable = true;
+                    writes.push(Write::Images(record));
+                }
                 Output::PersistCredential { mac, credential } => {
                     durable = true;
                     writes.push(Write::Credential(mac, credential));
@@ -401,6 +405,7 @@ impl Core {
             | Output::Forget(_)
             | Output::Event { .. }
             | Output::PersistGroup { .. }
+            | Output::PersistImages(_)
             | Output::PersistCredential { .. }
             | Output::Record { .. }
             | Output::Rotate { .. }
@@ -490,6 +495,7 @@ async fn tick(core: std::sync::Weak<Core>) {
             registry.handle_deadline(now);
             registry.handle_hours(now);
             registry.handle_calls(now);
+            registry.handle_roll(now);
             if now.monotonic >= flushed + FLUSH {
                 flushed = now.monotonic;
                 registry.flush_lazily();

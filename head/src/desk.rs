@@ -317,6 +317,7 @@ fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
             hours: group
                 .as_deref()
                 .map_or(Hours::Never, |group| registry.hours(now, group)),
+            image: group.as_deref().and_then(|group| registry.group_image(group)).map(str::to_owned),
             group,
             ..Standing::default()
         };
@@ -337,6 +338,7 @@ fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
         boot_in_progress: record.session_counted,
         loader_running: registry.loader_running(now, facts.mac),
         quirk: None,
+        image: registry.image_for(record).map(str::to_owned),
     }
 }
 

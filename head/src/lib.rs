@@ -12,6 +12,7 @@ pub mod interface;
 pub mod judge;
 pub mod kept;
 pub mod mac;
+pub mod library;
 pub mod measuring;
 pub mod membership;
 #[cfg(test)]
@@ -26,5 +27,6 @@ pub mod store;
 pub mod time;
 pub mod timeline;
 pub mod trust;
+pub mod versions;
 pub mod wake;
 pub mod wall;

@@ -5,16 +5,13 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cid_bootserver::policy::{ImageFault, Reason};
-use cid_bootserver::site::{GroupSettings, Offers};
+use cid_bootserver::site::{Assigned, Folders, GroupSettings, Offers};
 
 use crate::config::Config;
-
-/// How often the image folder is looked at.
-const INTERVAL: Duration = Duration::from_secs(5);
+use crate::versions::Versions;
 
 fn group_settings(config: &Config) -> BTreeMap<String, GroupSettings> {
     let settings = |group: &crate::config::Group| GroupSettings {
@@ -35,14 +32,17 @@ fn overrides(config: &Config) -> PathBuf {
     config.state_dir.join("templates")
 }
 
-/// Reads all of it.
-pub(crate) async fn load(config: &Config, address: Ipv4Addr) -> Result<Arc<Offers>> {
-    let (images_dir, overrides, groups) = (
-        config.images_dir.clone(),
-        overrides(config),
-        group_settings(config),
-    );
-    let read = move || Offers::load(address, images_dir, Some(overrides), groups);
+fn folders(config: &Config) -> Folders {
+    Folders {
+        built: config.images_dir.clone(),
+        versions: Versions::new(&config.state_dir).root().to_owned(),
+    }
+}
+
+/// Reads all of it, with the versions that are assigned.
+pub(crate) async fn load(config: &Config, address: Ipv4Addr, assigned: Assigned) -> Result<Arc<Offers>> {
+    let (folders, overrides, groups) = (folders(config), overrides(config), group_settings(config));
+    let read = move || Offers::load_assigned(address, folders, Some(overrides), groups, assigned);
     let offers = tokio::task::spawn_blocking(read)
         .await
         .context("the images cannot be read")?;
@@ -66,24 +66,8 @@ fn broken_chain(offers: &Offers) -> Option<String> {
     })
 }
 
-/// Looks for changes as long as the head runs.
-pub(crate) async fn watch(offers: Arc<Offers>) {
-    let mut ticks = tokio::time::interval(INTERVAL);
-    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let looked = Arc::clone(&offers);
-        if let Ok(true) = tokio::task::spawn_blocking(move || looked.refresh()).await {
-            tracing::info!("the image folder has changed");
-            for finding in findings(&offers) {
-                tracing::warn!("{finding}");
-            }
-        }
-    }
-}
-
 /// What keeps a group from booting, one line each.
-fn findings(offers: &Offers) -> Vec<String> {
+pub(crate) fn findings(offers: &Offers) -> Vec<String> {
     let current = offers.current();
     let mut found: Vec<String> = current.site.templates_broken.iter().cloned().collect();
     for (name, group) in &current.site.groups {
@@ -94,7 +78,7 @@ fn findings(offers: &Offers) -> Vec<String> {
     found
 }
 
-fn fault_text(fault: &ImageFault, image: &str) -> String {
+pub(crate) fn fault_text(fault: &ImageFault, image: &str) -> String {
     match fault {
         ImageFault::Missing(what) => Reason::ImageMissing(what.clone()).to_string(),
         ImageFault::Damaged(what) => Reason::ImageDamaged(what.clone()).to_string(),
@@ -109,11 +93,12 @@ fn fault_text(fault: &ImageFault, image: &str) -> String {
 /// What `cidhead check` finds in templates and images. Blocks.
 pub fn check(config: &Config) -> Vec<String> {
     let groups = group_settings(config);
-    let mut found = findings(&Offers::load(
+    let mut found = findings(&Offers::load_assigned(
         Ipv4Addr::LOCALHOST,
-        config.images_dir.clone(),
+        folders(config),
         Some(overrides(config)),
         groups,
+        Assigned::default(),
     ));
     for (name, group) in &config.groups {
         if let Some(command) = &group.wake_command

@@ -10,10 +10,12 @@ mod commands;
 mod drain;
 mod groups;
 mod hours;
+mod images;
 mod judging;
 mod machine;
 mod members;
 mod node;
+mod roll;
 mod root;
 mod rows;
 mod strangers;
@@ -36,13 +38,16 @@ use jiff::tz::TimeZone;
 use crate::config::{Config, Group, Unknown};
 use crate::mac::Mac;
 use crate::timeline::{self, Timelines};
+use crate::versions::Version;
 use crate::wake::Target;
 
 pub use boot::{Firmware, Observation, Verdict};
 pub use calendar::{GroupRecord, Opened};
+pub use images::{GroupImage, ImageError, ImagesRecord};
 pub use commands::CommandError;
 use machine::Machine;
 pub use machine::{Record, STATES, state_word};
+pub use roll::{Roll, RollNode};
 pub use trust::{Credential, Enrolled, Enrolment};
 
 /// A node that was up is lost after this long without message or beacon.
@@ -95,6 +100,8 @@ pub enum Output {
         /// What.
         record: GroupRecord,
     },
+    /// Write what is kept of images; what follows waits for it.
+    PersistImages(Box<ImagesRecord>),
     /// Write what is kept of a machine's enrolment; what follows waits for it.
     PersistCredential {
         /// Whose.
@@ -183,6 +190,9 @@ pub struct Registry {
     /// Whose id is whose.
     ids: BTreeMap<NodeId, Mac>,
     ticket: Option<members::Ticket>,
+    images: ImagesRecord,
+    /// What versions of images there are.
+    versions: Vec<Version>,
 }
 
 impl Registry {
@@ -196,7 +206,8 @@ impl Registry {
             .into_iter()
             .map(|mut record| {
                 // It was told to go, and has had its time to drain while there was no head.
-                if record.state == NodeState::Draining && record.hold.is_some() {
+                let told = record.hold.is_some() || record.boot_again.is_some();
+                if record.state == NodeState::Draining && told {
                     record.state = NodeState::GoingHome;
                 }
                 let grace = grace(record.state);
@@ -227,6 +238,8 @@ impl Registry {
             refusals: BTreeMap::new(),
             ids,
             ticket: None,
+            images: ImagesRecord::default(),
+            versions: Vec::new(),
         }
     }
 

@@ -38,6 +38,7 @@ use crate::core::Core;
 use crate::desk::Desk;
 use crate::interface::{self, Interface};
 use crate::kept::Kept;
+use crate::library::{self, Library};
 use crate::membership::Members;
 use crate::membership::door;
 use crate::registry::Registry;
@@ -113,6 +114,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         std::mem::take(&mut contents.groups),
     );
     let credentials = std::mem::take(&mut contents.credentials);
+    let images = std::mem::take(&mut contents.images);
     let machines = contents.machines.clone();
     tracing::info!(
         machines = machines.len(),
@@ -125,16 +127,21 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         registry.restore_timelines(steps);
         registry.restore_groups(groups);
         registry.restore_credentials(credentials);
+        registry.restore_images(images);
         registry
     });
     begin_membership(&core, &mut contents, interface).await?;
     let leases = contents.leases;
     let store = Arc::new(RootStore::new(vec![
-        config.state_dir.join("images"),
+        config.state_dir.join(crate::versions::FOLDER),
         config.images_dir.clone(),
     ]));
     core.content.begin(store);
-    let offers = offers::load(&config, interface.subnet.address).await?;
+    library::begin(&config, &core)
+        .await
+        .context("the versions of images cannot be kept")?;
+    let assigned = core.read(Registry::assigned);
+    let offers = offers::load(&config, interface.subnet.address, assigned).await?;
     let mut tasks = start(&config, interface, bound, &core, &offers, &leases, &trust)?;
     let text = format!(
         "cidhead {} serves {}",
@@ -326,12 +333,14 @@ fn start(
         Some(store) => files.with_roots(RootDoor::new(store)),
         None => files,
     };
+    let library = Library::new(config, Arc::clone(core), Arc::clone(offers));
     let api = Api {
         core: Arc::clone(core),
         boot: Arc::clone(&desk) as Arc<dyn api::BootView>,
         interface: config.interfaces.join(", "),
         address: interface.subnet.address.to_string(),
         config: config.clone(),
+        library: Some(Arc::clone(&library)),
     };
     let mut tasks = JoinSet::new();
     let mut wires = Vec::new();
@@ -390,9 +399,8 @@ fn start(
             .context("the membership ended")
     });
     tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
-    let offers = Arc::clone(offers);
     tasks.spawn(async move {
-        offers::watch(offers).await;
+        library.watch().await;
         stopped("watching images")
     });
     Ok(tasks)

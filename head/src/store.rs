@@ -25,7 +25,7 @@ use rusqlite::{Connection, OpenFlags};
 use tokio::sync::oneshot;
 
 use crate::mac::Mac;
-use crate::registry::{Credential, GroupRecord, Record};
+use crate::registry::{Credential, GroupRecord, ImagesRecord, Record};
 
 /// File in the state folder.
 pub const FILE: &str = "cid.db";
@@ -51,6 +51,8 @@ pub enum Write {
     Step(Option<Mac>, Box<Step>),
     /// Replace what is kept of a group.
     Group(String, GroupRecord),
+    /// Replace what is kept of images.
+    Images(Box<ImagesRecord>),
     /// Insert or replace a machine's credential.
     Credential(Mac, Box<Credential>),
     /// Replace what makes this head the same head to its members.
@@ -117,6 +119,8 @@ pub struct Contents {
     pub steps: Vec<(Option<Mac>, Step)>,
     /// What is kept of groups.
     pub groups: Vec<(String, GroupRecord)>,
+    /// What is kept of images.
+    pub images: ImagesRecord,
     /// The certificates in force, and what is kept of those that were.
     pub credentials: Vec<(Mac, Credential)>,
     /// Who this head is to its members; `None` until it was one.
@@ -212,6 +216,7 @@ impl Store {
             leases: schema::leases(&writer).map_err(read)?,
             steps: schema::steps(&writer).map_err(read)?,
             groups: schema::groups(&writer).map_err(read)?,
+            images: schema::images(&writer).map_err(read)?,
             credentials: schema::credentials(&writer).map_err(read)?,
             cluster: members::cluster(&writer).map_err(read)?,
             history: members::history(&writer).map_err(read)?,
@@ -396,6 +401,7 @@ impl Lazy {
                     | Write::Event(_)
                     | Write::Step(..)
                     | Write::Group(..)
+                    | Write::Images(_)
                     | Write::Credential(..)
                     | Write::Cluster(_)
                     | Write::Change(..)
@@ -459,6 +465,7 @@ fn commit(connection: &mut Connection, writes: &[Write]) -> rusqlite::Result<()>
             Write::Event(event) => schema::put_event(&transaction, event)?,
             Write::Step(about, step) => schema::put_step(&transaction, *about, step)?,
             Write::Group(name, group) => schema::put_group(&transaction, name, group)?,
+            Write::Images(images) => schema::put_images(&transaction, images)?,
             Write::Credential(mac, credential) => schema::put_credential(&transaction, *mac, credential)?,
             Write::Cluster(cluster) => members::put_cluster(&transaction, cluster)?,
             Write::Change(place, change) => members::put_change(&transaction, *place, change)?,

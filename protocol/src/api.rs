@@ -14,6 +14,13 @@
 //! | `POST /v1/wake` | [`WakeRequest`] | [`NodeList`] |
 //! | `GET /v1/hours?group=…` | - | [`HoursList`] |
 //! | `POST /v1/hours` | [`HoursRequest`] | [`HoursList`] with that group |
+//! | `GET /v1/images` | - | [`crate::images::ImageList`] |
+//! | `POST /v1/images/import` | [`crate::images::ImportImageRequest`] | [`crate::images::ImageList`] with that version |
+//! | `POST /v1/images/set` | [`crate::images::SetImageRequest`] | [`crate::images::ImageList`] |
+//! | `POST /v1/images/rollback` | [`crate::images::RollbackRequest`] | [`crate::images::ImageList`] |
+//! | `POST /v1/images/gc` | [`crate::images::CollectRequest`] | [`crate::images::Collected`] |
+//! | `POST /v1/images/roll` | [`crate::images::RollRequest`] | [`crate::images::ImageList`] |
+//! | `POST /v1/images/roll/stop` | [`crate::images::StopRollRequest`] | [`crate::images::ImageList`] |
 //! | `GET /v1/events?after=SEQ&limit=N` | - | [`EventList`] |
 //! | `GET /v1/status` | - | [`Status`] |
 //! | `GET /metrics` | - | Prometheus text |

@@ -20,6 +20,8 @@ pub mod cmdline;
 #[cfg(feature = "serde")]
 pub mod doctor;
 #[cfg(feature = "serde")]
+pub mod images;
+#[cfg(feature = "serde")]
 pub mod manifest;
 #[cfg(feature = "serde")]
 pub mod measure;

@@ -145,6 +145,9 @@ pub enum ToNode {
         /// Restart or switch off.
         #[serde(default)]
         ending: Ending,
+        /// Its firmware is to ask the head, which lets it boot again: no other way is prepared.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        again: bool,
     },
 }
 

@@ -39,6 +39,7 @@ fn site(fault: Option<ImageFault>) -> Site {
     };
     Site {
         groups: BTreeMap::from([("lab-a".into(), offer)]),
+        versions: BTreeMap::new(),
         templates_broken: None,
     }
 }
@@ -293,4 +294,34 @@ fn reasons_name_the_remedy_and_what_they_are_about() {
     ] {
         assert!(reason.to_string().contains(words), "{reason}");
     }
+}
+
+/// A PC that an update has reached boots the new version while the others of its group boot the old one.
+#[test]
+fn a_machine_boots_the_version_that_it_was_given() {
+    let mut site = site(None);
+    let newer = GroupOffer {
+        image: "minimal@2".into(),
+        ..site.groups["lab-a"].clone()
+    };
+    let versions = BTreeMap::from([("minimal@2".to_owned(), newer)]);
+    site.versions.insert("lab-a".into(), versions);
+    let image_of = |image: Option<&str>| {
+        let standing = Standing {
+            image: image.map(str::to_owned),
+            ..adopted()
+        };
+        match decide(&uefi(), &standing, &site).action {
+            Action::Boot(boot) => boot.image,
+            other => format!("{other:?}"),
+        }
+    };
+    assert_eq!(image_of(None), "minimal");
+    assert_eq!(image_of(Some("minimal")), "minimal");
+    assert_eq!(image_of(Some("minimal@2")), "minimal@2");
+    assert_eq!(
+        image_of(Some("minimal@3")),
+        "LocalDisk",
+        "what is not there is no reason to boot another"
+    );
 }

@@ -24,6 +24,10 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         "state",
         states,
     );
+    let running = api.core.read(crate::registry::Registry::count_by_image);
+    let running = running.into_iter().map(|(image, count)| (image, u64::from(count)));
+    let help = "Nodes by the version of the image that they run.";
+    family(&mut text, "cid_nodes_by_image", "gauge", help, "image", running);
     let now = api.core.now();
     let groups = api.core.read(|registry| registry.group_hours(now, None));
     let groups = groups.unwrap_or_default().into_iter();

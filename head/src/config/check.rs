@@ -331,13 +331,17 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
     let image = raw.image.map_or_else(
         || Ok("minimal".to_owned()),
         |value| {
-            if is_label(value.as_ref()) {
+            let (name, version) = match value.as_ref().split_once('@') {
+                Some((name, version)) => (name, Some(version)),
+                None => (value.as_ref(), None),
+            };
+            if is_label(name) && version.is_none_or(|_| crate::versions::split(value.as_ref()).is_some()) {
                 Ok(value.into_inner())
             } else {
                 Err(fault(
                     &value,
                     format!(
-                        "`{}` is no image name; it is a folder under images_dir",
+                        "`{}` is no image name; it is a folder under images_dir, or `minimal@2` for one version of it",
                         value.as_ref()
                     ),
                 ))

@@ -132,7 +132,9 @@ pub(super) struct Trust {
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Group {
-    /// Name of the image that the group boots: a folder in `images_dir`. Default: "minimal".
+    /// Name of the image that the group boots: a folder in `images_dir`. The head keeps a version of each build, and the group boots the
+    /// newest, or the one that `cidctl image set`, `roll` or `rollback` named last; "minimal@2" is that version for good. Default:
+    /// "minimal".
     pub(super) image: Option<Spanned<String>>,
     /// Words put behind the image's and the head's own on the kernel command line. Default: none.
     pub(super) kernel_args: Option<Spanned<String>>,

@@ -114,7 +114,7 @@ fn every_mistake_names_its_line_and_remedy() {
     );
     check_error(
         "interface = \"e0\"\n[groups.a]\nimage = \"../x\"",
-        "head.toml:3: `../x` is no image name; it is a folder under images_dir",
+        "head.toml:3: `../x` is no image name; it is a folder under images_dir, or `minimal@2` for one version of it",
     );
     check_error(
         "interface = \"e0\"\nstate_dir = \"x\"",

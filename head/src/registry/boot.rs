@@ -94,7 +94,7 @@ impl Record {
         };
         self.hold
             .clone()
-            .or_else(|| was_up.then(|| WITHOUT_A_WORD.to_owned()))
+            .or_else(|| (was_up && self.boot_again.is_none()).then(|| WITHOUT_A_WORD.to_owned()))
     }
 }
 
@@ -160,6 +160,7 @@ impl Registry {
     }
 
     fn start_session(&mut self, now: Now, mac: Mac, firmware: Firmware) {
+        self.roll_sees_boot(now, mac);
         let hold_ends = self.record(mac).and_then(|record| self.hold_ends(now, record));
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
@@ -183,7 +184,9 @@ impl Registry {
         if before.hold.is_none() {
             record.set_hold(before.hold_when_asking(), hold_ends);
         }
-        if leaving {
+        // It has come again: the word is kept.
+        let again = record.boot_again.take().is_some();
+        if leaving && !again {
             self.enter_going_home(now, mac, before.reason.clone());
         } else if matches!(
             before.state,
@@ -193,7 +196,8 @@ impl Registry {
                 | NodeState::Draining
                 | NodeState::Lost
                 | NodeState::Booting
-        ) {
+        ) || again && before.state == NodeState::GoingHome
+        {
             // The node software is gone: firmware does not speak while Linux runs. Should it be somebody else's
             // packet with this MAC, the next pulse puts the row right.
             self.change_state(
@@ -210,6 +214,7 @@ impl Registry {
                 || record.door != before.door
                 || record.state != before.state
                 || record.hold != before.hold
+                || again
                 || before.session_counted
         });
         if changed {

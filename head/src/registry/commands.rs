@@ -240,6 +240,7 @@ impl Registry {
         };
         let reason = "released by the administrator".to_owned();
         machine.record.set_hold(Some(reason.clone()), None);
+        machine.record.boot_again = None;
         let (drains, connection) = (machine.is_in(), machine.connection);
         let patience = self.patience_of(mac);
         let Some(connection) = connection.filter(|_| drains) else {
@@ -265,6 +266,7 @@ impl Registry {
             patience_secs: patience.as_secs(),
             reason,
             ending: group.map_or(Ending::Reboot, |(_, group)| group.at_close),
+            again: false,
         };
         self.outputs.push_back(Output::Send { connection, message });
     }

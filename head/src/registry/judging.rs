@@ -16,7 +16,7 @@ const UNFIT: &str = "it was refused: ";
 
 impl Record {
     /// It is kept at home for what it measured, and for nothing else.
-    fn held_as_unfit(&self) -> bool {
+    pub(super) fn held_as_unfit(&self) -> bool {
         self.hold.as_deref().is_some_and(|hold| hold.starts_with(UNFIT))
     }
 }

@@ -42,6 +42,8 @@ pub struct Record {
     pub hold_until: Option<u64>,
     /// Why it takes no more work until `cidctl undrain`; `None` when it may.
     pub drain: Option<String>,
+    /// It was told to restart and to boot again, for this reason; counts for its next boot alone.
+    pub boot_again: Option<String>,
     /// Boot sessions that were handed a loader script since it was last up.
     pub failed_boots: u32,
     /// Whether the boot session under way has been counted in `failed_boots`.
@@ -82,6 +84,7 @@ impl Record {
             hold: None,
             hold_until: None,
             drain: None,
+            boot_again: None,
             failed_boots: 0,
             session_counted: false,
             state: NodeState::Seen,

@@ -160,14 +160,15 @@ impl Registry {
             return;
         }
         let leaving = machine.leaving.is_some();
-        let (held, reason) = (machine.record.hold.clone(), change.reason.clone());
+        let told = machine.record.hold.clone().or_else(|| machine.record.boot_again.clone());
+        let (held, reason) = (told, change.reason.clone());
         match (change.state, held) {
             (State::Suspect, _) => self.change_state(now, mac, NodeState::Suspect, reason),
             // It was told to go; it has gone.
             (State::Lost, _) if leaving => {
                 let reason = self
                     .record(mac)
-                    .and_then(|record| record.hold.clone())
+                    .and_then(|record| record.hold.clone().or_else(|| record.boot_again.clone()))
                     .unwrap_or(reason);
                 self.enter_going_home(now, mac, reason);
             }

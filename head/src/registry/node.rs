@@ -68,7 +68,9 @@ impl Registry {
         let Some(machine) = self.machines.get(&mac) else {
             return;
         };
-        let hold = machine.record.hold.clone();
+        let machine_hold = machine.record.hold.clone();
+        let again = machine.record.boot_again.clone().filter(|_| same_boot);
+        let hold = machine_hold.clone().or(again);
         let Some((group, settings)) = self.group_of(&machine.record) else {
             return;
         };
@@ -118,12 +120,15 @@ impl Registry {
             connection,
             message: ToNode::Welcome(welcome),
         });
-        if let Some(reason) = hold {
+        if let (Some(reason), None) = (&hold, &machine_hold) {
+            self.tell_to_come_again(mac, connection, reason.clone());
+        } else if let Some(reason) = hold {
             let message = ToNode::Release {
                 patience_secs: patience,
                 reason,
                 // Somebody may stand before it: what held it is not told apart here.
                 ending: Ending::Reboot,
+                again: false,
             };
             self.outputs.push_back(Output::Send { connection, message });
         }
@@ -164,6 +169,9 @@ impl Registry {
         record.address = Some(address);
         record.last_seen = now.unix_secs();
         record.failed_boots = 0;
+        if !same_boot {
+            record.boot_again = None;
+        }
         if !hello.hardware.uuid.is_empty() {
             record.uuid = Some(tame(&hello.hardware.uuid.to_ascii_lowercase(), 36));
         }
@@ -282,7 +290,8 @@ impl Registry {
             return;
         };
         // One that was sent home at the end of the hours is nobody's in particular: it comes again when they begin.
-        let sent =
+        let again = machine.record.boot_again.as_ref() == Some(&reason);
+        let sent = again ||
             machine.record.state == NodeState::GoingHome && !machine.left_unsaid || machine.leaving.is_some();
         let record = &machine.record;
         let open = self
@@ -294,7 +303,12 @@ impl Registry {
         };
         machine.way_out = leaving;
         machine.left_unsaid = false;
-        if machine.record.hold.is_none() && open && !sent {
+        // Told to come again, and then a person wanted it.
+        let taken = machine.record.boot_again.is_some() && !again;
+        if taken {
+            machine.record.boot_again = None;
+        }
+        if machine.record.hold.is_none() && open && (taken || !sent) {
             machine.record.set_hold(Some(reason.clone()), ends);
         }
         self.enter_going_home(now, mac, reason.clone());

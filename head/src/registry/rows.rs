@@ -56,7 +56,7 @@ impl Registry {
                 .image
                 .clone()
                 .filter(|_| up)
-                .or_else(|| group.map(|(_, group)| group.image.clone())),
+                .or_else(|| self.image_for(record).map(str::to_owned)),
             door: record.door.clone(),
             last_seen_unix: record.last_seen,
             last_decision: record.decision.clone(),

@@ -13,6 +13,7 @@ mod hours;
 mod judging;
 mod life;
 mod members;
+mod roll;
 mod trust;
 mod walk;
 
@@ -38,6 +39,7 @@ struct Trace {
     registry: Registry,
     disk: BTreeMap<Mac, Record>,
     groups: BTreeMap<String, GroupRecord>,
+    images: ImagesRecord,
     sent: Vec<(ConnectionId, ToNode)>,
     woken: Vec<Mac>,
     events: Vec<String>,
@@ -46,6 +48,8 @@ struct Trace {
     rotations: Vec<Option<Option<NodeId>>>,
     /// Nodes come with a certificate.
     certified: bool,
+    /// What nodes run that say hello.
+    image: String,
 }
 
 impl Trace {
@@ -55,12 +59,14 @@ impl Trace {
             registry,
             disk: BTreeMap::new(),
             groups: BTreeMap::new(),
+            images: ImagesRecord::default(),
             sent: Vec::new(),
             woken: Vec::new(),
             events: Vec::new(),
             history: Vec::new(),
             rotations: Vec::new(),
             certified: true,
+            image: "minimal".into(),
         }
     }
 
@@ -74,6 +80,7 @@ impl Trace {
                 Output::Forget(mac) => drop(self.disk.remove(&mac)),
                 Output::Event { text, .. } => self.events.push(text),
                 Output::Send { connection, message } => self.sent.push((connection, message)),
+                Output::PersistImages(record) => self.images = *record,
                 Output::PersistGroup { group, record } => drop(self.groups.insert(group, record)),
                 Output::Close { .. } | Output::Step { .. } | Output::PersistCredential { .. } => {}
                 Output::Wake(target) => self.woken.push(target.mac),
@@ -122,6 +129,7 @@ impl Trace {
         self.registry = Registry::new(&config(text), machines, at(second));
         self.registry
             .restore_groups(self.groups.clone().into_iter().collect());
+        self.registry.restore_images(self.images.clone());
     }
 
     fn observe(&mut self, second: u64, number: u8, observation: Observation) {
@@ -178,7 +186,7 @@ impl Trace {
         let hello = Hello {
             version: NODE_PROTOCOL_VERSION,
             boot_id: boot_id.into(),
-            image: "minimal".into(),
+            image: self.image.clone(),
             door: "pxe-bios".into(),
             hardware: Hardware {
                 links: vec![link],

@@ -5,14 +5,14 @@ use std::net::Ipv4Addr;
 use cid_discovery::NodeId;
 use cid_protocol::api::{Event, NodeState};
 use cid_protocol::trace::Step;
-use rusqlite::{Connection, Row, Transaction, named_params, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, named_params, params};
 use rusqlite_migration::{M, Migrations};
 
 use jiff::Timestamp;
 
 use crate::hours::{Exception, Kind};
 use crate::mac::Mac;
-use crate::registry::{Credential, GroupRecord, Opened, Record, STATES, state_word};
+use crate::registry::{Credential, GroupRecord, ImagesRecord, Opened, Record, STATES, state_word};
 use crate::store::Lease;
 
 /// Events kept; older ones make room.
@@ -29,6 +29,7 @@ pub(super) fn migrations() -> Migrations<'static> {
         M::up(LEAVE),
         M::up(TRUST),
         M::up(super::members::TABLES),
+        M::up(IMAGES),
     ])
 }
 
@@ -87,6 +88,38 @@ const TRUST: &str = "CREATE TABLE credential (
              leaf BLOB NOT NULL
          ) STRICT;";
 
+/// One row: what groups and machines boot, under which sequence it was promised, the update under way.
+const IMAGES: &str = "CREATE TABLE images (
+             id INTEGER PRIMARY KEY CHECK (id = 1),
+             kept TEXT NOT NULL
+         ) STRICT;
+         ALTER TABLE machine ADD COLUMN boot_again TEXT;";
+
+pub(super) fn put_images(transaction: &Transaction<'_>, images: &ImagesRecord) -> rusqlite::Result<()> {
+    let text = serde_json::to_string(images)
+        .map_err(|error| rusqlite::Error::ToSqlConversionFailure(Box::new(error)))?;
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO images VALUES (1, ?1)")?
+        .execute([text])?;
+    Ok(())
+}
+
+pub(super) fn images(connection: &Connection) -> rusqlite::Result<ImagesRecord> {
+    let kept: Option<String> = connection
+        .query_row("SELECT kept FROM images", [], |row| row.get(0))
+        .optional()?;
+    match kept.map(|text| serde_json::from_str(&text)) {
+        None => Ok(ImagesRecord::default()),
+        Some(Ok(images)) => Ok(images),
+        // A sequence that begins anew would break a promise: better not to start.
+        Some(Err(error)) => Err(rusqlite::Error::FromSqlConversionFailure(
+            0,
+            rusqlite::types::Type::Text,
+            Box::new(error),
+        )),
+    }
+}
+
 pub(super) fn put_credential(
     transaction: &Transaction<'_>,
     mac: Mac,
@@ -129,7 +162,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
         .prepare_cached(
             "INSERT OR REPLACE INTO machine VALUES (:mac, :uuid, :product, :firmware, :door, :address, :name, :grp,
              :first_seen, :last_seen, :decision, :hold, :failed_boots, :session_counted, :state, :reason, :since,
-             :boot_id, :image, :hardware, :hold_until, :drain, :node_id, :incarnation)",
+             :boot_id, :image, :hardware, :hold_until, :drain, :node_id, :incarnation, :boot_again)",
         )?
         .execute(named_params! {
             ":mac": record.mac.0.as_slice(),
@@ -143,6 +176,7 @@ pub(super) fn put_machine(transaction: &Transaction<'_>, record: &Record) -> rus
             ":boot_id": record.boot_id, ":image": record.image, ":hardware": hardware,
             ":hold_until": record.hold_until.map(|at| at as i64), ":drain": record.drain,
             ":node_id": record.node_id.map(|id| id.0.to_vec()), ":incarnation": record.incarnation as i64,
+            ":boot_again": record.boot_again,
         })?;
     Ok(())
 }
@@ -351,6 +385,7 @@ fn machine_of(row: &Row<'_>) -> rusqlite::Result<Record> {
             .get::<_, Option<i64>>("hold_until")?
             .map(|at| at.max(0).cast_unsigned()),
         drain: row.get("drain")?,
+        boot_again: row.get("boot_again")?,
         failed_boots: row.get("failed_boots")?,
         session_counted: row.get("session_counted")?,
         // A state that a later version removed: the machine is known, the next packet says what it is.

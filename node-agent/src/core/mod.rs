@@ -380,7 +380,20 @@ impl Node {
             }
             (State::Up { .. }, ToNode::Key(key)) => self.outputs.push_back(Output::Rotate { key }),
             (State::Up { .. }, ToNode::Root(order)) => self.outputs.push_back(Output::Order { order }),
-            (_, ToNode::Release { reason, ending, .. }) => self.go_home(&reason, "released", ending),
+            (
+                _,
+                ToNode::Release {
+                    reason,
+                    ending,
+                    again,
+                    ..
+                },
+            ) => {
+                if again {
+                    self.way_home = WayHome::LocalBoot;
+                }
+                self.go_home(&reason, if again { &reason } else { "released" }, ending);
+            }
             // Late answers to measurements among them.
             (
                 _,

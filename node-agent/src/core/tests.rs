@@ -311,6 +311,7 @@ fn a_release_tells_the_head_and_then_pid_1() {
             patience_secs: 60,
             reason: "the administrator asked".into(),
             ending: Ending::Reboot,
+            again: false,
         },
     );
     let going = Output::SendGoingHome {
@@ -326,6 +327,7 @@ fn a_release_tells_the_head_and_then_pid_1() {
             patience_secs: 60,
             reason: "again".into(),
             ending: Ending::Reboot,
+            again: false,
         },
     );
     assert_eq!(drain(&mut n), []);

@@ -111,7 +111,7 @@ fn prepared(leave: impl FnOnce(&mut Node)) -> (Leaving, FromAgent) {
 
 #[test]
 fn it_goes_off_when_the_head_says_so_and_restarts_for_a_person() {
-    let release = |ending| {
+    let release = |ending, again| {
         move |n: &mut Node| {
             let reason = "released".into();
             let patience_secs = 60;
@@ -121,15 +121,19 @@ fn it_goes_off_when_the_head_says_so_and_restarts_for_a_person() {
                     patience_secs,
                     reason,
                     ending,
+                    again,
                 },
             );
         }
     };
-    let off = prepared(release(Ending::PowerOff));
+    let off = prepared(release(Ending::PowerOff, false));
     // Not by BootNext: a PC that is woken at night must ask the head.
     assert_eq!(off, (Leaving::PowerOff, FromAgent::Off("released".into())));
-    let restart = prepared(release(Ending::Reboot));
+    let restart = prepared(release(Ending::Reboot, false));
     assert_eq!(restart, (Leaving::BootNext, FromAgent::Home("released".into())));
+    // Into another image: BootNext would start Windows.
+    let again = prepared(release(Ending::Reboot, true));
+    assert_eq!(again, (Leaving::LocalBoot, FromAgent::Home("released".into())));
     let person = prepared(|n| {
         n.handle_init(FromInit::Drain {
             secs: 5,
