@@ -135,7 +135,7 @@ fn digest_of(folder: &Path, path: &str, size: u64) -> Result<String, String> {
     loop {
         match input.read(&mut block).map_err(failed)? {
             0 => return Ok(hex(&digest.finalize())),
-            count => digest.update(&block[..count]),
+            count => digest.update(block.get(..count).unwrap_or_default()),
         }
     }
 }

@@ -157,7 +157,10 @@ impl Offers {
 
     fn bring_up_to_date(&self, assigned: &Assigned, changed: bool) -> bool {
         let mut stamps = self.stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_groups = self.groups.iter().map(|(name, group)| image_of(assigned, name, group));
+        let of_groups = self
+            .groups
+            .iter()
+            .map(|(name, group)| image_of(assigned, name, group));
         let names: BTreeSet<String> = of_groups.chain(assigned.also.iter().cloned()).collect();
         let fresh: BTreeMap<String, Stamp> = names
             .iter()

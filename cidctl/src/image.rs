@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use cid_protocol::images::{
-    CollectRequest, Collected, GroupImageRow, ImageList, ImportImageRequest, RollPhase, RollReport, RollRequest,
-    RollRow, RollState, RollbackRequest, SetImageRequest, StopRollRequest,
+    CollectRequest, Collected, GroupImageRow, ImageList, ImportImageRequest, RollPhase, RollReport,
+    RollRequest, RollRow, RollState, RollbackRequest, SetImageRequest, StopRollRequest,
 };
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -29,8 +29,10 @@ pub(crate) enum Image {
         json: Json,
     },
     /// Take a built image in as a version. Builds that a group names are taken in by themselves.
-    #[command(after_help = "Example: cidbuild image compute --out build/images; cidctl image import build/images/compute\n\
-                      The same bytes are the same version. Nothing boots it before `image set` or `image roll`, but groups that follow.")]
+    #[command(
+        after_help = "Example: cidbuild image compute --out build/images; cidctl image import build/images/compute\n\
+                      The same bytes are the same version. Nothing boots it before `image set` or `image roll`, but groups that follow."
+    )]
     Import {
         /// Folder of the image, with its manifest.json, on the head's machine.
         folder: PathBuf,
@@ -38,8 +40,10 @@ pub(crate) enum Image {
         json: Json,
     },
     /// Have a group boot a version, from the next boot of each PC on. Nobody is restarted: that is `image roll`.
-    #[command(after_help = "Examples:\n  cidctl image set lab-a compute@3\n  cidctl image set lab-a compute --follow\n\
-                      A group that nothing was set for follows: it boots the newest version of the image that head.toml names.")]
+    #[command(
+        after_help = "Examples:\n  cidctl image set lab-a compute@3\n  cidctl image set lab-a compute --follow\n\
+                      A group that nothing was set for follows: it boots the newest version of the image that head.toml names."
+    )]
     Set {
         /// A group of head.toml.
         group: String,
@@ -52,12 +56,14 @@ pub(crate) enum Image {
         json: Json,
     },
     /// Restart nodes into another version, a few at a time; stop at the first that does not become healthy, and take it back.
-    #[command(after_help = "Examples:\n  cidctl image roll @lab-a compute@3 --keep-up 3\n  cidctl image roll @lab-a --at-a-time 4\n  \
+    #[command(
+        after_help = "Examples:\n  cidctl image roll @lab-a compute@3 --keep-up 3\n  cidctl image roll @lab-a --at-a-time 4\n  \
                       cidctl image roll            watch the update under way\n  cidctl image roll --stop\n\
                       Without an image: what the nodes' group boots. Each node finishes its work within its group's `patience`, restarts\n\
                       and must stay `up` for --healthy. PCs that are not up boot the version when they boot next. Ctrl-C leaves the update\n\
                       going; it also outlives a restart of the head. When all nodes of a group are through, the group boots the version.\n\
-                      Exit code 1 when it failed or was stopped.")]
+                      Exit code 1 when it failed or was stopped."
+    )]
     Roll(Roll),
     /// Have a group boot what it booted before, from the next boot of each PC on; a second rollback takes the first one back.
     Rollback {
@@ -196,7 +202,11 @@ fn collection(collected: &Collected) -> String {
     for kept in &collected.kept {
         let _ = writeln!(out, "{} stays: {}", plain(&kept.image), plain(&kept.reason));
     }
-    let verb = if collected.dry_run { "would go" } else { "is removed" };
+    let verb = if collected.dry_run {
+        "would go"
+    } else {
+        "is removed"
+    };
     for image in &collected.removed {
         let _ = writeln!(out, "{} {verb}", plain(image));
     }
@@ -224,7 +234,9 @@ async fn roll(client: &Client, asked: Roll) -> Result<()> {
         None if asked.stop => client.post("/v1/images/roll/stop", &StopRollRequest {}).await?,
         None => client.get("/v1/images", &[]).await?,
     };
-    let begun = list.roll.context("there was no update yet; `cidctl image roll NODESET` begins one")?;
+    let begun = list
+        .roll
+        .context("there was no update yet; `cidctl image roll NODESET` begins one")?;
     let report = match asked.detach {
         true => begun,
         false => follow(client, begun).await?,
@@ -235,7 +247,11 @@ async fn roll(client: &Client, asked: Roll) -> Result<()> {
         commands::write(&summary(&report))?;
     }
     match report.state {
-        RollState::Failed => bail!("the update to {} failed: {}", plain(&report.image), plain(&report.reason)),
+        RollState::Failed => bail!(
+            "the update to {} failed: {}",
+            plain(&report.image),
+            plain(&report.reason)
+        ),
         RollState::Stopped => bail!("the update to {} was stopped", plain(&report.image)),
         RollState::Running | RollState::Stopping | RollState::Done => Ok(()),
     }
@@ -303,7 +319,11 @@ fn summary(report: &RollReport) -> String {
         "" => String::new(),
         reason => format!(": {}", plain(reason)),
     };
-    let done = report.nodes.iter().filter(|row| row.phase == RollPhase::Done).count();
+    let done = report
+        .nodes
+        .iter()
+        .filter(|row| row.phase == RollPhase::Done)
+        .count();
     format!(
         "{}the update to {} {state}, {done} of {} nodes run it{reason}\n",
         columns(&rows),
@@ -380,7 +400,10 @@ mod tests {
         let first = [row(1, RollPhase::Leaving, ""), row(2, RollPhase::Waiting, "")];
         assert_eq!(news(&mut told, &first), ["lab-a01 is leaving"]);
         assert_eq!(news(&mut told, &first), [""; 0]);
-        let failed = [row(1, RollPhase::Returning, "no\x1b[2J"), row(2, RollPhase::Waiting, "")];
+        let failed = [
+            row(1, RollPhase::Returning, "no\x1b[2J"),
+            row(2, RollPhase::Waiting, ""),
+        ];
         assert_eq!(news(&mut told, &failed), ["lab-a01 is returning: no?[2J"]);
         let report = RollReport {
             image: "minimal@2".into(),

@@ -180,7 +180,7 @@ enum Command {
     /// Versions of images: list them, set what a group boots, update nodes one after the other, go back.
     #[command(
         after_help = "Examples:\n  cidctl image list\n  cidctl image roll @lab-a compute@3 --keep-up 3\n  cidctl image rollback lab-a\n\
-                      The head keeps each build as a version that never changes. docs/images.md tells the whole story."
+                      The head keeps each build as a version that never changes. docs/versions.md tells the whole story."
     )]
     Image {
         #[command(subcommand)]

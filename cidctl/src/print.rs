@@ -35,7 +35,8 @@ pub(crate) fn table(nodes: &[NodeRow], now: u64) -> String {
 fn is_explained(node: &NodeRow) -> bool {
     matches!(
         node.state,
-        NodeState::Suspect
+        NodeState::Joining
+            | NodeState::Suspect
             | NodeState::Draining
             | NodeState::GoingHome
             | NodeState::Lost

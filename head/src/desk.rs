@@ -317,7 +317,10 @@ fn standing(registry: &Registry, now: Now, facts: &Facts) -> Standing {
             hours: group
                 .as_deref()
                 .map_or(Hours::Never, |group| registry.hours(now, group)),
-            image: group.as_deref().and_then(|group| registry.group_image(group)).map(str::to_owned),
+            image: group
+                .as_deref()
+                .and_then(|group| registry.group_image(group))
+                .map(str::to_owned),
             group,
             ..Standing::default()
         };

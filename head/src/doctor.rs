@@ -4,6 +4,7 @@
 mod hours;
 mod ports;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -41,7 +42,10 @@ pub fn examine(api: &Api) -> Checkup {
     findings.extend(rivals(&api.boot.dhcp(), &api.boot.rivals()));
     findings.extend(range(config, api.boot.leases()));
     findings.extend(templates(config));
-    findings.extend(groups(config));
+    findings.extend(groups(
+        config,
+        &api.core.read(|registry| registry.assigned().groups),
+    ));
     findings.extend(hours::examine(api));
     findings.push(clock(crate::wall::lab_clock()));
     findings.push(space("state-space", &config.state_dir));
@@ -148,7 +152,7 @@ fn templates(config: &Config) -> Vec<Finding> {
 }
 
 /// Every group's image, each file against its digest.
-fn groups(config: &Config) -> Vec<Finding> {
+fn groups(config: &Config, assigned: &BTreeMap<String, String>) -> Vec<Finding> {
     if config.groups.is_empty() {
         let remedy = "add a group to head.toml ([groups.lab-a]), then restart cidhead";
         return vec![Finding::fail(
@@ -157,18 +161,19 @@ fn groups(config: &Config) -> Vec<Finding> {
             remedy,
         )];
     }
-    let mut names: Vec<&String> = config.groups.values().map(|group| &group.image).collect();
+    let groups = config.groups.iter();
+    let mut names: Vec<&String> = groups
+        .map(|(name, group)| assigned.get(name).unwrap_or(&group.image))
+        .collect();
     names.sort();
     names.dedup();
-    names
-        .into_iter()
-        .map(|name| image(&config.images_dir, name))
-        .collect()
+    names.into_iter().map(|name| image(config, name)).collect()
 }
 
-fn image(folder: &Path, name: &str) -> Finding {
-    let build = format!("`cidbuild image {name} --out {}`", folder.display());
-    match images::load(folder, name) {
+fn image(config: &Config, name: &str) -> Finding {
+    let recipe = crate::versions::split(name).map_or(name, |(recipe, _)| recipe);
+    let build = format!("`cidbuild image {recipe} --out {}`", config.images_dir.display());
+    match images::load_folder(&crate::offers::folders(config).of(name), name) {
         Ok(image) => {
             if let Some(fault) = image.uefi_fault() {
                 let what = match fault {

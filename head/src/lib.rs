@@ -11,8 +11,8 @@ pub mod hours;
 pub mod interface;
 pub mod judge;
 pub mod kept;
-pub mod mac;
 pub mod library;
+pub mod mac;
 pub mod measuring;
 pub mod membership;
 #[cfg(test)]

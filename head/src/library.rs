@@ -114,7 +114,8 @@ impl Library {
             let mut gate = self.gate.lock().await;
             for name in self.core.read(named) {
                 let folder = self.images_dir.join(&name);
-                let written = std::fs::metadata(folder.join("manifest.json")).and_then(|file| file.modified());
+                let written =
+                    std::fs::metadata(folder.join("manifest.json")).and_then(|file| file.modified());
                 let Ok(written) = written else { continue };
                 if gate.get(&name) == Some(&written) {
                     continue;
@@ -205,7 +206,9 @@ impl Library {
     pub async fn set(&self, group: &str, image: &str, follow: bool) -> Result<ImageList, LibraryError> {
         let _gate = self.gate.lock().await;
         let image = self.ready(image).await?;
-        let set = self.core.act(|registry, now| registry.set_image(now, group, &image, follow));
+        let set = self
+            .core
+            .act(|registry, now| registry.set_image(now, group, &image, follow));
         self.changed(set).await
     }
 
@@ -286,7 +289,9 @@ impl Library {
         };
         let mut gone = Vec::new();
         for row in &rows {
-            let newer = rows.iter().filter(|other| other.name == row.name && other.version > row.version);
+            let newer = rows
+                .iter()
+                .filter(|other| other.name == row.name && other.version > row.version);
             // The newest stays whatever is asked: its number must not be given again.
             let reason = match newer.count() < keep.max(1) as usize {
                 _ if !row.needed.is_empty() => row.needed.clone(),

@@ -346,6 +346,7 @@ where
             (FromNode::Hello(_), true) => return Ended::HelloTwice,
             (FromNode::Measure(_), true) => return Ended::MeasuresTooMuch,
             (FromNode::Root(report), true) => {
+                core.tell(|registry, now| registry.handle_root_report(now, id, &report));
                 crate::content::handle_report(core, id, address, &report).await;
                 continue;
             }

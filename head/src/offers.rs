@@ -32,7 +32,7 @@ fn overrides(config: &Config) -> PathBuf {
     config.state_dir.join("templates")
 }
 
-fn folders(config: &Config) -> Folders {
+pub(crate) fn folders(config: &Config) -> Folders {
     Folders {
         built: config.images_dir.clone(),
         versions: Versions::new(&config.state_dir).root().to_owned(),

@@ -15,6 +15,7 @@ mod judging;
 mod machine;
 mod members;
 mod node;
+mod promise;
 mod roll;
 mod root;
 mod rows;
@@ -30,6 +31,7 @@ use cid_discovery::history::State;
 use cid_discovery::{Boot, NodeId};
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Leaving, ToNode};
+use cid_protocol::root::RootPromise;
 use cid_protocol::trace::{Step, What};
 
 use cid_trust::Fingerprint;
@@ -43,8 +45,8 @@ use crate::wake::Target;
 
 pub use boot::{Firmware, Observation, Verdict};
 pub use calendar::{GroupRecord, Opened};
-pub use images::{GroupImage, ImageError, ImagesRecord};
 pub use commands::CommandError;
+pub use images::{GroupImage, ImageError, ImagesRecord};
 use machine::Machine;
 pub use machine::{Record, STATES, state_word};
 pub use roll::{Roll, RollNode};
@@ -193,6 +195,8 @@ pub struct Registry {
     images: ImagesRecord,
     /// What versions of images there are.
     versions: Vec<Version>,
+    /// By image.
+    promises: BTreeMap<String, RootPromise>,
 }
 
 impl Registry {
@@ -240,6 +244,7 @@ impl Registry {
             ticket: None,
             images: ImagesRecord::default(),
             versions: Vec::new(),
+            promises: BTreeMap::new(),
         }
     }
 

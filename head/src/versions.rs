@@ -144,7 +144,9 @@ impl Versions {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(source) => return Err(disk(folder, source)),
         };
-        let folders = entries.filter_map(Result::ok).filter(|entry| entry.path().is_dir());
+        let folders = entries
+            .filter_map(Result::ok)
+            .filter(|entry| entry.path().is_dir());
         let named = folders.filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())));
         Ok(named.collect())
     }

@@ -134,6 +134,30 @@ fn agree(target: &Path, name: &str, changed: &str) -> Result<()> {
     Ok(())
 }
 
+/// A copy of an image below `dir`, under its own name, with further words on its kernel command line: another version of it. Called
+/// again, it takes the place of the copy before.
+///
+/// # Errors
+/// When files cannot be read or written.
+pub fn with_words(image: &Path, dir: &Path, words: &str) -> Result<PathBuf> {
+    let name = image
+        .file_name()
+        .context("the image has no name")?
+        .to_string_lossy();
+    let images = dir.join("images");
+    if images.join(&*name).exists() {
+        fs::remove_dir_all(images.join(&*name))?;
+    }
+    let (images, target) = copy(image, dir, &name)?;
+    let path = target.join("manifest.json");
+    let mut manifest: Manifest = serde_json::from_slice(&fs::read(&path)?).context("reading the manifest")?;
+    manifest.cmdline = format!("{} {words}", manifest.cmdline);
+    // Whoever looks meanwhile sees the whole of it or nothing new.
+    fs::write(path.with_extension("new"), serde_json::to_vec_pretty(&manifest)?)?;
+    fs::rename(path.with_extension("new"), &path)?;
+    Ok(images)
+}
+
 /// A copy of an image whose initramfs lacks its last part; the manifest agrees with it.
 ///
 /// # Errors

@@ -25,7 +25,9 @@ pub(super) async fn metrics(State(api): State<Arc<Api>>) -> impl IntoResponse {
         states,
     );
     let running = api.core.read(crate::registry::Registry::count_by_image);
-    let running = running.into_iter().map(|(image, count)| (image, u64::from(count)));
+    let running = running
+        .into_iter()
+        .map(|(image, count)| (image, u64::from(count)));
     let help = "Nodes by the version of the image that they run.";
     family(&mut text, "cid_nodes_by_image", "gauge", help, "image", running);
     let now = api.core.now();

@@ -70,6 +70,7 @@ async fn head(folder: &Path) -> PathBuf {
         interface: "e0".into(),
         address: "10.77.0.1".into(),
         config,
+        library: None,
     };
     tokio::spawn(serve(Arc::new(api), listener));
     path

@@ -331,11 +331,11 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
     let image = raw.image.map_or_else(
         || Ok("minimal".to_owned()),
         |value| {
-            let (name, version) = match value.as_ref().split_once('@') {
-                Some((name, version)) => (name, Some(version)),
-                None => (value.as_ref(), None),
+            let name = match crate::versions::split(value.as_ref()) {
+                Some((name, _)) => name,
+                None => value.as_ref().as_str(),
             };
-            if is_label(name) && version.is_none_or(|_| crate::versions::split(value.as_ref()).is_some()) {
+            if is_label(name) {
                 Ok(value.into_inner())
             } else {
                 Err(fault(

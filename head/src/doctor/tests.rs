@@ -18,7 +18,7 @@ fn what_keeps_pcs_from_booting_is_a_failure_with_a_remedy() {
     };
     let findings = [
         link(&config, "10.77.0.1"),
-        groups(&config).remove(0),
+        groups(&config, &BTreeMap::new()).remove(0),
         dhcp(&rival),
         space("state-space", Path::new("/does/not/exist")),
     ];

@@ -79,10 +79,11 @@ impl Registry {
 
     /// A node is in the cluster: it takes work, or it does not and says why.
     pub(super) fn come_up(&mut self, now: Now, mac: Mac, reason: String) {
-        let drain = self
-            .machines
-            .get(&mac)
-            .and_then(|machine| self.drain_of(now, machine));
+        let machine = self.machines.get(&mac);
+        if let Some(fetches) = machine.and_then(|machine| machine.fetches.clone()) {
+            return self.change_state(now, mac, NodeState::Joining, fetches);
+        }
+        let drain = machine.and_then(|machine| self.drain_of(now, machine));
         match drain {
             Some(drain) => self.start_draining(now, mac, drain),
             // Another reason for what it is already would be a line in everybody's history: of the whole room, when a head comes back.

@@ -67,7 +67,8 @@ impl Registry {
         }
         let up = self.machines.values().filter(|machine| {
             let group = self.group_of(&machine.record).map(|(name, _)| name);
-            machine.is_here() && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
+            let here = machine.is_here() || machine.record.state == NodeState::Joining;
+            here && group.is_some_and(|group| closed.iter().any(|closed| *closed == group))
         });
         let macs: Vec<Mac> = up.map(|machine| machine.record.mac).collect();
         for mac in macs {

@@ -48,13 +48,19 @@ pub struct GroupImage {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ImageError {
     /// There is no such version.
-    #[error("there is no version {0}; `cidctl image list` shows what there is, `cidctl image import DIR` takes a built image in")]
+    #[error(
+        "there is no version {0}; `cidctl image list` shows what there is, `cidctl image import DIR` takes a built image in"
+    )]
     NoVersion(String),
     /// There is no version of this image.
-    #[error("there is no version of image {0}; build it with `cidbuild image`, then `cidctl image import DIR`")]
+    #[error(
+        "there is no version of image {0}; build it with `cidbuild image`, then `cidctl image import DIR`"
+    )]
     NoImage(String),
     /// head.toml names a version.
-    #[error("head.toml says {image} for group {group}; write `image = \"{name}\"` there to set versions by command")]
+    #[error(
+        "head.toml says {image} for group {group}; write `image = \"{name}\"` there to set versions by command"
+    )]
     Pinned {
         /// Group.
         group: String,
@@ -73,10 +79,14 @@ pub enum ImageError {
     #[error("no update is under way; `cidctl image roll NODESET` begins one")]
     NotRolling,
     /// Its machines boot different things.
-    #[error("these nodes boot different images ({0}); name the one to roll: `cidctl image roll NODESET NAME@VERSION`")]
+    #[error(
+        "these nodes boot different images ({0}); name the one to roll: `cidctl image roll NODESET NAME@VERSION`"
+    )]
     Several(String),
     /// Nobody can be begun.
-    #[error("{keep_up} nodes are to stay up, and there are {nodes}: none could be begun; name a smaller --keep-up")]
+    #[error(
+        "{keep_up} nodes are to stay up, and there are {nodes}: none could be begun; name a smaller --keep-up"
+    )]
     KeepsAll {
         /// To stay up.
         keep_up: u32,
@@ -125,7 +135,10 @@ impl Registry {
                 let first = kept.is_none();
                 self.assign_group(now, &group, image.clone(), true);
                 if !first {
-                    self.note("image", format!("group {group} boots {image} from its next boot on"));
+                    self.note(
+                        "image",
+                        format!("group {group} boots {image} from its next boot on"),
+                    );
                 }
             }
         }
@@ -149,7 +162,9 @@ impl Registry {
         match split(image) {
             Some(_) if self.has_version(image) => Ok(image.to_owned()),
             Some(_) => Err(ImageError::NoVersion(image.to_owned())),
-            None => self.newest(image).ok_or_else(|| ImageError::NoImage(image.to_owned())),
+            None => self
+                .newest(image)
+                .ok_or_else(|| ImageError::NoImage(image.to_owned())),
         }
     }
 
@@ -173,7 +188,12 @@ impl Registry {
         let groups = self.groups.keys();
         let groups = groups.filter_map(|name| Some((name.clone(), self.group_image(name)?.to_owned())));
         let mut also: BTreeSet<String> = self.images.pins.values().cloned().collect();
-        also.extend(self.images.groups.values().filter_map(|kept| kept.previous.clone()));
+        also.extend(
+            self.images
+                .groups
+                .values()
+                .filter_map(|kept| kept.previous.clone()),
+        );
         if let Some(roll) = self.images.roll.as_ref().filter(|roll| !roll.is_over()) {
             also.insert(roll.image.clone());
         }
@@ -239,7 +259,10 @@ impl Registry {
         let before = before.ok_or_else(|| ImageError::NothingBefore(group.to_owned()))?;
         self.unpin_group(group);
         self.assign_group(now, group, before.clone(), false);
-        self.note("image", format!("group {group} goes back to {before} at its next boot"));
+        self.note(
+            "image",
+            format!("group {group} goes back to {before} at its next boot"),
+        );
         Ok(before)
     }
 
@@ -280,7 +303,9 @@ impl Registry {
     /// Gives a version the next sequence.
     pub(super) fn promise(&mut self, image: &str) {
         self.images.sequence += 1;
-        self.images.promised.insert(image.to_owned(), self.images.sequence);
+        self.images
+            .promised
+            .insert(image.to_owned(), self.images.sequence);
     }
 
     /// Under which sequence nodes are promised this version; `None` when they never were.
@@ -309,7 +334,10 @@ impl Registry {
         }
         if self.group_image(group) != Some(image) {
             self.assign_group(now, group, image.to_owned(), false);
-            self.note("image", format!("group {group} boots {image}: all of it was updated"));
+            self.note(
+                "image",
+                format!("group {group} boots {image}: all of it was updated"),
+            );
         }
         self.unpin_group(group);
         self.persist_images();
@@ -339,7 +367,11 @@ impl Registry {
             }
         }
         for (mac, image) in &self.images.pins {
-            let name = mac.parse().ok().and_then(|mac| self.record(mac)).map(Record::label);
+            let name = mac
+                .parse()
+                .ok()
+                .and_then(|mac| self.record(mac))
+                .map(Record::label);
             keep(image, format!("{} boots it", name.as_ref().unwrap_or(mac)));
         }
         for record in self.records() {
@@ -416,7 +448,10 @@ impl Registry {
     /// A machine's place in the update under way.
     pub(super) fn roll_phase(&self, mac: Mac) -> Option<RollPhase> {
         let roll = self.images.roll.as_ref().filter(|roll| !roll.is_over())?;
-        roll.nodes.iter().find(|node| node.mac == mac.to_string()).map(|node| node.phase)
+        roll.nodes
+            .iter()
+            .find(|node| node.mac == mac.to_string())
+            .map(|node| node.phase)
     }
 }
 

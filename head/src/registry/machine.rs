@@ -144,6 +144,8 @@ pub(super) struct Machine {
     pub(super) calls: VecDeque<Duration>,
     /// When its wake command did its work last: it is not run again for a while, a PC that starts must not be switched again.
     pub(super) commanded: Option<Duration>,
+    /// It was promised a root image and does not run it yet: what it does about that.
+    pub(super) fetches: Option<String>,
     /// What it prepared when it left last.
     pub(super) way_out: Leaving,
     /// `record` differs from what was last written, in what may be lost.
@@ -169,6 +171,7 @@ impl Machine {
             loader_served: None,
             calls: VecDeque::new(),
             commanded: None,
+            fetches: None,
             way_out: Leaving::LocalBoot,
             stale: false,
         }

@@ -160,7 +160,11 @@ impl Registry {
             return;
         }
         let leaving = machine.leaving.is_some();
-        let told = machine.record.hold.clone().or_else(|| machine.record.boot_again.clone());
+        let told = machine
+            .record
+            .hold
+            .clone()
+            .or_else(|| machine.record.boot_again.clone());
         let (held, reason) = (told, change.reason.clone());
         match (change.state, held) {
             (State::Suspect, _) => self.change_state(now, mac, NodeState::Suspect, reason),

@@ -69,6 +69,10 @@ impl Registry {
             return;
         };
         let machine_hold = machine.record.hold.clone();
+        let root = self.promise_root(mac, welcomed);
+        let Some(machine) = self.machines.get(&mac) else {
+            return;
+        };
         let again = machine.record.boot_again.clone().filter(|_| same_boot);
         let hold = machine_hold.clone().or(again);
         let Some((group, settings)) = self.group_of(&machine.record) else {
@@ -114,7 +118,7 @@ impl Registry {
             at_close,
             way_home,
             member: member.ticket,
-            root: None,
+            root,
         };
         self.outputs.push_back(Output::Send {
             connection,
@@ -157,6 +161,7 @@ impl Registry {
         machine.grace = LOST_AFTER;
         machine.way_out = Leaving::LocalBoot;
         machine.left_unsaid = false;
+        machine.fetches = None;
         machine.calls.clear();
         let record = &mut machine.record;
         let boot_id = tame(&hello.boot_id, 64);
@@ -291,8 +296,9 @@ impl Registry {
         };
         // One that was sent home at the end of the hours is nobody's in particular: it comes again when they begin.
         let again = machine.record.boot_again.as_ref() == Some(&reason);
-        let sent = again ||
-            machine.record.state == NodeState::GoingHome && !machine.left_unsaid || machine.leaving.is_some();
+        let sent = again
+            || machine.record.state == NodeState::GoingHome && !machine.left_unsaid
+            || machine.leaving.is_some();
         let record = &machine.record;
         let open = self
             .group_of(record)

@@ -19,11 +19,11 @@ mod walk;
 
 const CONFIG: &str = "interface = \"e0\"\n[groups.lab-a]\nimage = \"minimal\"\nhours = [\"always\"]\n[groups.usb]\nhours = [\"always\"]\nmatch = [\"02:00:00:*\"]\n";
 
-fn mac(number: u8) -> Mac {
+pub(super) fn mac(number: u8) -> Mac {
     Mac([0x52, 0x54, 0, 0, 0, number])
 }
 
-fn at(second: u64) -> Now {
+pub(super) fn at(second: u64) -> Now {
     Now {
         monotonic: Duration::from_secs(second),
         unix_ms: 1_700_000_000_000 + second * 1_000,
@@ -35,12 +35,12 @@ fn config(text: &str) -> Config {
 }
 
 /// A registry, its database, and everything it sent.
-struct Trace {
-    registry: Registry,
+pub(super) struct Trace {
+    pub(super) registry: Registry,
     disk: BTreeMap<Mac, Record>,
     groups: BTreeMap<String, GroupRecord>,
     images: ImagesRecord,
-    sent: Vec<(ConnectionId, ToNode)>,
+    pub(super) sent: Vec<(ConnectionId, ToNode)>,
     woken: Vec<Mac>,
     events: Vec<String>,
     /// What the registry put into the history, repetitions included.
@@ -53,7 +53,7 @@ struct Trace {
 }
 
 impl Trace {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let registry = Registry::new(&config(CONFIG), Vec::new(), at(0));
         Self {
             registry,
@@ -71,7 +71,7 @@ impl Trace {
     }
 
     /// Drains the outputs as the shell would; the database is always as new as what was sent.
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         while let Some(output) = self.registry.poll_output() {
             match output {
                 Output::Persist(record) | Output::PersistLazily(record) => {
@@ -119,7 +119,7 @@ impl Trace {
     }
 
     /// A crash: everything but the database is gone.
-    fn restart(&mut self, second: u64) {
+    pub(super) fn restart(&mut self, second: u64) {
         self.restart_with(second, CONFIG);
     }
 
@@ -138,7 +138,7 @@ impl Trace {
         self.drain();
     }
 
-    fn session(&mut self, second: u64, number: u8) {
+    pub(super) fn session(&mut self, second: u64, number: u8) {
         let firmware = Firmware {
             door: Some("pxe-bios".into()),
             ..Firmware::default()
@@ -153,7 +153,7 @@ impl Trace {
         );
     }
 
-    fn script(&mut self, second: u64, number: u8) {
+    pub(super) fn script(&mut self, second: u64, number: u8) {
         self.observe(
             second,
             number,
@@ -163,7 +163,7 @@ impl Trace {
         );
     }
 
-    fn hello(&mut self, second: u64, number: u8, connection: u64, boot_id: &str) {
+    pub(super) fn hello(&mut self, second: u64, number: u8, connection: u64, boot_id: &str) {
         self.hello_as(second, number, connection, boot_id, None);
     }
 
@@ -202,7 +202,7 @@ impl Trace {
         self.drain();
     }
 
-    fn pulse(&mut self, second: u64, connection: u64) {
+    pub(super) fn pulse(&mut self, second: u64, connection: u64) {
         self.registry
             .handle_pulse(at(second), ConnectionId(connection), Load::default());
         self.drain();
@@ -213,7 +213,7 @@ impl Trace {
         self.drain();
     }
 
-    fn adopt(&mut self, number: u8, name: &str) {
+    pub(super) fn adopt(&mut self, number: u8, name: &str) {
         self.registry
             .adopt(at(1), &[mac(number).to_string()], "lab-a", name)
             .unwrap();
@@ -226,7 +226,7 @@ impl Trace {
         self.sent.iter().any(told)
     }
 
-    fn state(&self, number: u8) -> NodeState {
+    pub(super) fn state(&self, number: u8) -> NodeState {
         self.registry.record(mac(number)).unwrap().state
     }
 

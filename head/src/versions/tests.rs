@@ -79,10 +79,7 @@ fn a_damaged_build_is_no_version_and_leaves_nothing() {
         "{refused}"
     );
     assert_eq!(names(&versions), Vec::<String>::new());
-    assert_eq!(
-        fs::read_dir(versions.root().join("minimal")).unwrap().count(),
-        0
-    );
+    assert_eq!(fs::read_dir(versions.root().join("minimal")).unwrap().count(), 0);
     // The control: mended, it is one.
     assert!(versions.import(&build(folder.path(), "one"), None).is_ok());
     let missing = versions.import(&folder.path().join("nowhere"), None).unwrap_err();

@@ -71,7 +71,9 @@ impl Room {
     }
 
     fn up(&self) -> usize {
-        (1..=4).filter(|number| self.trace.state(*number) == NodeState::Up).count()
+        (1..=4)
+            .filter(|number| self.trace.state(*number) == NodeState::Up)
+            .count()
     }
 
     fn image(&self, number: u8) -> String {
@@ -156,11 +158,13 @@ impl Room {
                 if stays || two_failed {
                     let text = "local-disk: held".into();
                     let verdict = Verdict::LocalDisk;
-                    self.trace.observe(second, number, Observation::Decided { verdict, text });
+                    self.trace
+                        .observe(second, number, Observation::Decided { verdict, text });
                     self.pcs[index] = Pc::Home;
                     return;
                 }
-                self.trace.observe(second, number, Observation::ScriptHandedOut { image });
+                self.trace
+                    .observe(second, number, Observation::ScriptHandedOut { image });
                 self.pcs[index] = Pc::Kernel(second + 15, boot + 1);
             }
             Pc::Kernel(when, boot) if when <= second => {
@@ -171,7 +175,8 @@ impl Room {
                 let connection = boot * 10 + u64::from(number);
                 let image = self.image(number);
                 self.trace.image.clone_from(&image);
-                self.trace.hello(second, number, connection, &format!("boot-{number}-{boot}"));
+                self.trace
+                    .hello(second, number, connection, &format!("boot-{number}-{boot}"));
                 self.pcs[index] = Pc::Up(boot);
                 if self.flighty.contains(&image) {
                     self.leave(index, boot, "an alarm");
@@ -186,11 +191,21 @@ impl Room {
 #[test]
 fn four_pcs_go_over_to_a_new_version_and_three_are_always_up() {
     let mut room = Room::new();
-    room.trace.registry.set_image(at(60), "lab-a", "minimal@1", false).unwrap();
+    room.trace
+        .registry
+        .set_image(at(60), "lab-a", "minimal@1", false)
+        .unwrap();
     room.versions(&[1, 2]);
-    assert_eq!(room.images(), ["minimal@1"; 4], "a group that was set does not follow");
+    assert_eq!(
+        room.images(),
+        ["minimal@1"; 4],
+        "a group that was set does not follow"
+    );
     room.roll(Some("minimal"), 1, 3).unwrap();
-    assert_eq!(room.roll(None, 1, 0), Err(ImageError::Rolling("minimal@2".into())));
+    assert_eq!(
+        room.roll(None, 1, 0),
+        Err(ImageError::Rolling("minimal@2".into()))
+    );
     room.run_to(400);
     assert_eq!(room.images(), ["minimal@2"; 4]);
     assert_eq!((room.report().state, room.fewest_up), (RollState::Done, 3));
@@ -207,7 +222,10 @@ fn two_at_a_time_leave_two() {
     room.versions(&[1, 2]);
     room.roll(None, 2, 0).unwrap();
     room.run_to(300);
-    assert_eq!((room.images(), room.fewest_up), (vec!["minimal@2".to_owned(); 4], 2));
+    assert_eq!(
+        (room.images(), room.fewest_up),
+        (vec!["minimal@2".to_owned(); 4], 2)
+    );
     assert_eq!(room.phases(), [RollPhase::Done; 4]);
 }
 
@@ -215,7 +233,10 @@ fn two_at_a_time_leave_two() {
 fn a_bad_image_stops_at_the_first_pc_which_goes_back() {
     for (bad, keeps) in [(true, "its PC restarted before it was up"), (false, "an alarm")] {
         let mut room = Room::new();
-        room.trace.registry.set_image(at(60), "lab-a", "minimal@1", false).unwrap();
+        room.trace
+            .registry
+            .set_image(at(60), "lab-a", "minimal@1", false)
+            .unwrap();
         room.versions(&[1, 2]);
         if bad {
             room.bad.push("minimal@2".into());
@@ -323,13 +344,19 @@ fn a_stop_waits_for_who_is_on_the_way_and_begins_nobody() {
     room.trace.registry.stop_roll(at(70)).unwrap();
     room.run_to(300);
     assert_eq!(room.report().state, RollState::Stopped);
-    assert_eq!(room.images(), ["minimal@2", "minimal@1", "minimal@1", "minimal@1"]);
+    assert_eq!(
+        room.images(),
+        ["minimal@2", "minimal@1", "minimal@1", "minimal@1"]
+    );
 }
 
 #[test]
 fn who_is_not_up_is_left_to_its_next_boot_and_too_many_are_not_kept_up() {
     let mut room = Room::new();
-    room.trace.registry.set_image(at(60), "lab-a", "minimal@1", false).unwrap();
+    room.trace
+        .registry
+        .set_image(at(60), "lab-a", "minimal@1", false)
+        .unwrap();
     room.versions(&[1, 2]);
     room.trace.registry.release(at(60), "lab-a04").unwrap();
     room.trace.drain();
@@ -339,7 +366,9 @@ fn who_is_not_up_is_left_to_its_next_boot_and_too_many_are_not_kept_up() {
     room.roll(Some("minimal@2"), 1, 3).unwrap();
     room.run_to(200);
     assert!(
-        room.report().reason.contains("3 of its nodes are up, and 3 are to stay so"),
+        room.report()
+            .reason
+            .contains("3 of its nodes are up, and 3 are to stay so"),
         "{}",
         room.report().reason
     );
@@ -368,15 +397,20 @@ fn groups_follow_until_they_are_set_and_rollback_takes_it_back() {
     assert_eq!(group(&room).as_deref(), Some("minimal@1"), "it was set by hand");
     let missing = room.trace.registry.set_image(at(62), "lab-a", "minimal@9", false);
     assert_eq!(missing, Err(ImageError::NoVersion("minimal@9".into())));
-    room.trace.registry.set_image(at(62), "lab-a", "minimal", true).unwrap();
+    room.trace
+        .registry
+        .set_image(at(62), "lab-a", "minimal", true)
+        .unwrap();
     room.trace.drain();
     room.versions(&[1, 2, 3, 4]);
     assert_eq!(group(&room).as_deref(), Some("minimal@4"));
     // A restart changes nothing; another image in head.toml does.
     room.trace.restart(70);
     assert_eq!(group(&room).as_deref(), Some("minimal@4"));
-    room.trace
-        .restart_with(71, &CONFIG.replace("image = \"minimal\"", "image = \"minimal@2\""));
+    room.trace.restart_with(
+        71,
+        &CONFIG.replace("image = \"minimal\"", "image = \"minimal@2\""),
+    );
     room.versions(&[1, 2, 3, 4]);
     assert_eq!(group(&room).as_deref(), Some("minimal@2"));
     let pinned = room.trace.registry.set_image(at(72), "lab-a", "minimal", true);

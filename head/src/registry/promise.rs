@@ -1,0 +1,210 @@
+//! Nodes whose image has a root: each is promised it with its welcome and is `joining` until it says that it runs. Must not believe a
+//! node that it runs what it was not promised.
+
+use cid_protocol::api::NodeState;
+use cid_protocol::root::{RootPromise, RootReport};
+use cid_protocol::trace::What;
+
+use super::{ConnectionId, Now, Registry, tame};
+use crate::mac::Mac;
+
+/// Counters of what nodes refuse; a word that is none of these counts as the last.
+const REFUSALS: [&str; 9] = [
+    "manifest-malformed",
+    "manifest-other-key",
+    "manifest-bad-signature",
+    "manifest-other-image",
+    "manifest-older",
+    "memory",
+    "mount",
+    "chunks",
+    "root-other",
+];
+
+impl Registry {
+    /// What is promised to whoever boots these images, signed.
+    pub fn set_promises(&mut self, promises: Vec<RootPromise>) {
+        let named = promises
+            .into_iter()
+            .map(|promise| (promise.image.clone(), promise));
+        self.promises = named.collect();
+    }
+
+    /// What a node that said hello is promised. One that is there already in this boot runs it.
+    pub(super) fn promise_root(&mut self, mac: Mac, welcomed: bool) -> Option<Box<RootPromise>> {
+        let machine = self.machines.get_mut(&mac)?;
+        let promise = self.promises.get(machine.record.image.as_ref()?)?;
+        if !welcomed {
+            machine.fetches = Some(format!("is to fetch {}", promise.image));
+        }
+        Some(Box::new(promise.clone()))
+    }
+
+    /// What a node says of its root image.
+    pub fn handle_root_report(&mut self, now: Now, connection: ConnectionId, report: &RootReport) {
+        let Some(mac) = self.connections.get(&connection).copied() else {
+            return;
+        };
+        let Some(machine) = self.machines.get_mut(&mac) else {
+            return;
+        };
+        // It is on its way out, or has nothing to fetch.
+        let joins = matches!(
+            machine.record.state,
+            NodeState::Joining | NodeState::Refused | NodeState::Suspect | NodeState::Lost
+        );
+        if machine.fetches.is_none() || !joins {
+            return;
+        }
+        match report {
+            RootReport::Fetching {
+                image,
+                have,
+                of,
+                waits,
+            } => {
+                let (image, waits) = (tame(image, 80), tame(waits, 120));
+                let waits = if waits.is_empty() {
+                    waits
+                } else {
+                    format!("; {waits}")
+                };
+                let text = format!(
+                    "fetches {image}: {} of {} MB{waits}",
+                    have / 1_000_000,
+                    of.div_ceil(1_000_000)
+                );
+                machine.fetches = Some(text.clone());
+                if machine.record.state != NodeState::Suspect {
+                    // Not written: it is another in a second.
+                    self.change_state(now, mac, NodeState::Joining, text);
+                }
+            }
+            RootReport::Mounted { image, sequence, .. } => {
+                let promised = self.promises.get(image).map(|promise| promise.sequence);
+                let runs = machine.record.image.as_ref() == Some(image);
+                if !runs || promised.is_some_and(|promised| *sequence < promised) {
+                    let text = format!(
+                        "runs {} with sequence {sequence}, which it was not promised",
+                        tame(image, 80)
+                    );
+                    return self.root_refused(now, mac, "manifest-older", text);
+                }
+                machine.fetches = None;
+                let text = format!("runs {image}");
+                self.event(now, mac, "root-mounted", text.clone());
+                self.come_up(now, mac, text);
+                self.persist(mac);
+            }
+            RootReport::Refused {
+                image,
+                counter,
+                reason,
+            } => {
+                let text = format!("refuses {}: {}", tame(image, 80), tame(reason, 200));
+                self.root_refused(now, mac, counter, text);
+            }
+            RootReport::Wish(_) | RootReport::BadPeer { .. } => {}
+        }
+    }
+
+    fn root_refused(&mut self, now: Now, mac: Mac, counter: &str, text: String) {
+        let word = REFUSALS.iter().find(|word| **word == counter).copied();
+        *self.refusals.entry(word.unwrap_or("root-other")).or_default() += 1;
+        self.change_state(now, mac, NodeState::Refused, text.clone());
+        self.trace(now, Some(mac), What::Refused { reason: text });
+        self.persist(mac);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{Trace, mac};
+    use super::*;
+    use cid_protocol::node::ToNode;
+
+    fn promise(sequence: u64) -> RootPromise {
+        RootPromise {
+            image: "minimal".into(),
+            sequence,
+            manifest: "AAAA".into(),
+        }
+    }
+
+    fn booted() -> Trace {
+        let mut trace = Trace::new();
+        trace.registry.set_promises(vec![promise(7)]);
+        trace.session(1, 1);
+        trace.adopt(1, "lab-a01");
+        trace.session(5, 1);
+        trace.script(6, 1);
+        trace.hello(20, 1, 1, "boot-1");
+        trace
+    }
+
+    fn say(trace: &mut Trace, second: u64, report: &RootReport) {
+        trace
+            .registry
+            .handle_root_report(super::super::tests::at(second), ConnectionId(1), report);
+        trace.drain();
+    }
+
+    fn mounted(sequence: u64) -> RootReport {
+        RootReport::Mounted {
+            image: "minimal".into(),
+            sequence,
+            tree: "ab".into(),
+        }
+    }
+
+    fn reason(trace: &Trace) -> String {
+        trace.registry.record(mac(1)).unwrap().reason.clone()
+    }
+
+    #[test]
+    fn a_node_joins_until_it_runs_what_it_was_promised() {
+        let mut trace = booted();
+        let promised = trace.sent.iter().any(|(_, message)| {
+            matches!(message, ToNode::Welcome(welcome)
+                if welcome.root.as_ref().is_some_and(|root| root.sequence == 7))
+        });
+        assert!(promised && trace.state(1) == NodeState::Joining);
+        let fetching = RootReport::Fetching {
+            image: "minimal".into(),
+            have: 34_000_000,
+            of: 200_000_000,
+            waits: String::new(),
+        };
+        say(&mut trace, 25, &fetching);
+        assert_eq!(reason(&trace), "fetches minimal: 34 of 200 MB");
+        trace.pulse(30, 1);
+        assert_eq!(trace.state(1), NodeState::Joining);
+        assert!(!trace.registry.takes_work(mac(1)));
+        say(&mut trace, 31, &mounted(6));
+        assert_eq!(trace.state(1), NodeState::Refused, "older than promised");
+        say(&mut trace, 32, &mounted(7));
+        assert_eq!(
+            (trace.state(1), reason(&trace)),
+            (NodeState::Up, "runs minimal".to_owned())
+        );
+        // A head that was restarted does not send a node that runs back to joining.
+        trace.restart(40);
+        trace.registry.set_promises(vec![promise(9)]);
+        trace.hello(41, 1, 2, "boot-1");
+        assert_eq!(trace.state(1), NodeState::Up);
+    }
+
+    #[test]
+    fn a_refusal_is_seen_and_counted() {
+        let mut trace = booted();
+        let refused = RootReport::Refused {
+            image: "minimal".into(),
+            counter: "memory".into(),
+            reason: "needs 400 MB, has 200".into(),
+        };
+        say(&mut trace, 25, &refused);
+        assert_eq!(trace.state(1), NodeState::Refused);
+        assert_eq!(reason(&trace), "refuses minimal: needs 400 MB, has 200");
+        assert_eq!(trace.registry.refusals().collect::<Vec<_>>(), [("memory", 1)]);
+    }
+}
