@@ -87,7 +87,7 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
         assert_eq!(room.dhclient(IPXE).as_deref(), Some(address.as_str()));
         let script = fetch("boot.ipxe");
         assert!(
-            script.contains("kernel http://10.77.0.1/images/minimal/vmlinuz"),
+            script.contains("kernel http://10.77.0.1/images/minimal@1/vmlinuz"),
             "boot {boot}: {script}"
         );
         for word in [
@@ -100,6 +100,7 @@ fn a_pc_is_adopted_boots_fails_twice_goes_home_and_is_woken() {
         // Fetched again in the same boot it counts once; and the count outlives the head.
         fetch("boot.ipxe");
         room.wait_state(NodeState::Booting);
+        assert_eq!(fetch("images/minimal@1/vmlinuz"), "a kernel");
         assert_eq!(fetch("images/minimal/vmlinuz"), "a kernel");
         head.kill();
         head = room.start_head(&[]);
