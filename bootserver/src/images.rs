@@ -195,6 +195,8 @@ mod tests {
             nic_drivers: vec![],
             nic_ids: vec![],
             firmware: BTreeMap::new(),
+            needed_ram_bytes: 0,
+            root: None,
         };
         std::fs::write(
             image.join("manifest.json"),

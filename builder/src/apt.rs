@@ -78,7 +78,7 @@ impl<'a> Apt<'a> {
             .path("pins")
             .join(format!("{}_{name}.json", self.suite));
         if self.freshness == Freshness::Pinned
-            && let Some(package) = read_pin(&pin)
+            && let Some(package) = read_pin::<Package>(&pin)
             && package.file(self.cache).is_file()
         {
             return Ok(package);
@@ -94,6 +94,36 @@ impl<'a> Apt<'a> {
         self.download(&package, progress)?;
         write_atomically(&pin, &serde_json::to_vec_pretty(&package)?)?;
         Ok(package)
+    }
+
+    /// The package `name` and everything that it depends on (of alternatives, the first), their files in the cache: what a program
+    /// of the suite needs to run where nothing of the suite is installed.
+    pub fn with_dependencies(&mut self, name: &str, progress: &Progress) -> anyhow::Result<Vec<Package>> {
+        let pin = self
+            .cache
+            .path("pins")
+            .join(format!("{}_{name}_all.json", self.suite));
+        if self.freshness == Freshness::Pinned
+            && let Some(packages) = read_pin::<Vec<Package>>(&pin)
+            && packages.iter().all(|package| package.file(self.cache).is_file())
+        {
+            return Ok(packages);
+        }
+        self.update(progress)?;
+        let mut packages: Vec<Package> = Vec::new();
+        let mut open = vec![name.to_owned()];
+        while let Some(next) = open.pop() {
+            if packages.iter().any(|package| package.name == next) {
+                continue;
+            }
+            let shown = self.show(&next)?;
+            open.extend(shown.first_alternatives());
+            self.download(&shown.package, progress)?;
+            packages.push(shown.package);
+        }
+        packages.sort_by(|a, b| a.name.cmp(&b.name));
+        write_atomically(&pin, &serde_json::to_vec_pretty(&packages)?)?;
+        Ok(packages)
     }
 
     fn update(&mut self, progress: &Progress) -> anyhow::Result<()> {
@@ -244,6 +274,17 @@ impl Shown {
     }
 }
 
+impl Shown {
+    /// Of each dependency the package that is named first.
+    fn first_alternatives(&self) -> impl Iterator<Item = String> {
+        self.depends
+            .split(',')
+            .filter_map(|clause| clause.split(['|', '(', ':']).next())
+            .map(|name| name.trim().to_owned())
+            .filter(|name| !name.is_empty())
+    }
+}
+
 fn source_line(archive: &Archive, suite: &str) -> String {
     format!(
         "deb [signed-by={}] {} {suite} main\n",
@@ -251,7 +292,7 @@ fn source_line(archive: &Archive, suite: &str) -> String {
     )
 }
 
-fn read_pin(file: &Path) -> Option<Package> {
+fn read_pin<T: serde::de::DeserializeOwned>(file: &Path) -> Option<T> {
     serde_json::from_slice(&fs::read(file).ok()?).ok()
 }
 
@@ -300,6 +341,14 @@ mod tests {
         assert_eq!(
             (shown.package.size, shown.package.name.as_str()),
             (1468, "linux-image-amd64")
+        );
+        let shown = Shown {
+            depends: "libc6 (>= 2.38), a | b, perl:any".into(),
+            ..shown
+        };
+        assert_eq!(
+            shown.first_alternatives().collect::<Vec<_>>(),
+            ["libc6", "a", "perl"]
         );
         assert!(Shown::parse("").is_none());
         assert!(Shown::parse("Package: x\nVersion: 1\nSize: 1\nSHA256: ../../etc\n").is_none());

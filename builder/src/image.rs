@@ -8,17 +8,22 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, anyhow, bail};
 use cid_initramfs::digest::sha256_hex;
 use cid_initramfs::{ModuleFacts, ModuleIndex, Node, Plan, compress, index_files, module, write_archive};
-use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest};
+use cid_protocol::manifest::{Artifact, FileEntry, MANIFEST_VERSION, Manifest, Root};
 
 use crate::apt::{Apt, Freshness};
 use crate::cache::Cache;
+use crate::cards;
 use crate::deb;
 use crate::kernel::Kernel;
 use crate::modules::{self, Selection};
 use crate::output::Output;
 use crate::progress::Progress;
+use crate::ram::{Prediction, RootPart};
+use crate::recipe::root::RootFormat;
 use crate::recipe::{FileChoice, KernelChoice, Located, Recipe};
+use crate::root::RootTree;
 use crate::secrets;
+use crate::stage2;
 
 /// What the command line adds to the recipe.
 #[derive(Debug, Clone)]
@@ -39,6 +44,8 @@ pub struct Options {
     pub node_programs: PathBuf,
     /// Whether packages are looked up again.
     pub freshness: Freshness,
+    /// `--for`: network cards that the image must drive.
+    pub cards: Option<cards::Seen>,
 }
 
 /// What was built.
@@ -50,6 +57,8 @@ pub struct Built {
     pub manifest: Manifest,
     /// Bytes of RAM that the unpacked image takes.
     pub unpacked_size: u64,
+    /// What a boot of it takes.
+    pub ram: Prediction,
 }
 
 /// Everything an image is made from, on disk.
@@ -62,18 +71,32 @@ struct Inputs {
     firmware: Vec<PathBuf>,
 }
 
-/// Builds `recipe`.
+/// Builds `recipe`; `root` is the tree of its stage 2, where it has one.
 pub fn build(
     recipe: &Recipe,
+    root: Option<&RootTree>,
     options: &Options,
     cache: &Cache,
     progress: &Progress,
 ) -> anyhow::Result<Built> {
     let inputs = gather(recipe, options, cache, progress)?;
     let index = modules::index(cache, &inputs.kernel, progress)?;
-    let selection = modules::select(recipe, &index)?;
+    let for_root = if root.is_some() { &stage2::MODULES[..] } else { &[] };
+    let selection = modules::select(recipe, for_root, &index)?;
+    let packed = root
+        .map(|tree| pack_root(recipe, tree, options, cache, progress))
+        .transpose()?;
     let output = Output::start(&options.out, &recipe.name)?;
     let (plan, firmware) = lay_out(recipe, options, &inputs, &index, &selection)?;
+    if let Some(seen) = &options.cards {
+        cards::prove(seen, &index, &selection, &firmware).map_err(|lines| {
+            anyhow!(
+                "{}: the image would not do for every PC: {}",
+                recipe.file.display(),
+                lines.join("; ")
+            )
+        })?;
+    }
     // The files that are only copied are copied while the archive is compressed.
     let (initrd, copied) = std::thread::scope(|scope| {
         let copying = scope.spawn(|| copy_through(&inputs, &output));
@@ -94,6 +117,14 @@ pub fn build(
 
     output.write("initrd.img", &initrd)?;
     artifacts.insert("initrd.img".to_owned(), artifact(&initrd));
+    if let (Some(packed), Some(tree)) = (&packed, root) {
+        artifacts.append(&mut write_root(packed, tree, &output)?);
+    }
+    let root_part = packed.as_ref().map(|packed| RootPart {
+        image: packed.root.bytes,
+        tree: packed.tree.len() as u64,
+    });
+    let ram = Prediction::of(&plan, root_part);
     let manifest = Manifest {
         version: MANIFEST_VERSION,
         name: recipe.name.clone(),
@@ -108,6 +139,11 @@ pub fn build(
         nic_drivers: selection.nic.iter().cloned().collect(),
         nic_ids: modules::pci_ids(&index, &selection.nic),
         firmware,
+        needed_ram_bytes: ram.needed(),
+        root: packed.map(|packed| Root {
+            needed_ram_bytes: ram.needed_for_root(),
+            ..packed.root
+        }),
     };
     let mut text = serde_json::to_string_pretty(&manifest)?;
     text.push('\n');
@@ -117,6 +153,7 @@ pub fn build(
         folder,
         manifest,
         unpacked_size: plan.content_size(),
+        ram,
     })
 }
 
@@ -132,6 +169,48 @@ fn copy_through(inputs: &Inputs, output: &Output) -> anyhow::Result<BTreeMap<Str
         let bytes = read(file)?;
         output.write(&name, &bytes)?;
         artifacts.insert(name, artifact(&bytes));
+    }
+    Ok(artifacts)
+}
+
+fn pack_root(
+    recipe: &Recipe,
+    tree: &RootTree,
+    options: &Options,
+    cache: &Cache,
+    progress: &Progress,
+) -> anyhow::Result<stage2::Packed> {
+    if let Some(format) = recipe.root.as_ref().and_then(|root| root.format.as_ref())
+        && format.value != RootFormat::Erofs
+    {
+        let problem = "root images are EROFS (docs/decisions/0008-root-format.md): remove this line";
+        return Err(recipe.error(format.line, problem).into());
+    }
+    let mut apt = Apt::new(cache, &recipe.suite, options.freshness);
+    stage2::pack(tree, &mut apt, cache, progress)
+}
+
+/// `root.img` and what describes it.
+fn write_root(
+    packed: &stage2::Packed,
+    tree: &RootTree,
+    output: &Output,
+) -> anyhow::Result<BTreeMap<String, Artifact>> {
+    output.copy("root.img", &packed.image)?;
+    let image = Artifact {
+        sha256: packed.sha256.clone(),
+        size: packed.root.bytes,
+    };
+    let mut packages = serde_json::to_vec_pretty(&tree.packages)?;
+    packages.push(b'\n');
+    let mut artifacts = BTreeMap::from([("root.img".to_owned(), image)]);
+    for (name, bytes) in [
+        ("root.tree", &packed.tree),
+        ("root.list", &packed.list.encode()?),
+        ("packages.json", &packages),
+    ] {
+        output.write(name, bytes)?;
+        artifacts.insert(name.to_owned(), artifact(bytes));
     }
     Ok(artifacts)
 }

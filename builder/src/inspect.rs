@@ -1,7 +1,7 @@
-//! Looking inside an image: `ls`, `cat`, `diff`, `verify`. Whatever the file holds costs one error line and bounded
+//! Looking inside an image: `ls`, `cat`, `diff`, `du`, `verify`, `unpack`. Whatever the file holds costs one error line and bounded
 //! memory; nothing from inside it reaches a terminal as a control character.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -17,6 +17,39 @@ use sha2::Digest;
 
 use crate::apt::sha256_file;
 use crate::secrets;
+use crate::stage2::read::RootImage;
+
+mod compare;
+mod root;
+mod unpack;
+mod usage;
+
+pub use compare::{Difference, PackageDifference, diff};
+pub use root::Unpacked;
+pub use unpack::unpack;
+pub use usage::{Usage, du};
+
+/// Which part of an image is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// The initrd.
+    Stage1,
+    /// The root image.
+    Root,
+}
+
+impl Part {
+    /// The root when it was asked for, or when the file is one.
+    fn of(self, image: &Path) -> anyhow::Result<Self> {
+        if self == Part::Root {
+            root::needs_root(image)?;
+        }
+        if image.is_file() && RootImage::is_one(image) {
+            return Ok(Part::Root);
+        }
+        Ok(self)
+    }
+}
 
 /// Text for people or JSON for programs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,17 +73,6 @@ pub struct Listed {
     pub sha256: String,
 }
 
-/// One difference as `diff --json` prints it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Difference {
-    /// Absolute path.
-    pub path: String,
-    /// What the first image has there.
-    pub first: Option<Listed>,
-    /// What the second image has there.
-    pub second: Option<Listed>,
-}
-
 /// `verify --json`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Verdict {
@@ -60,8 +82,21 @@ pub struct Verdict {
     pub problems: Vec<String>,
 }
 
-/// `ls IMAGE`: every entry of the initrd.
-pub fn ls(image: &Path, format: Format, output: &mut dyn Write) -> anyhow::Result<()> {
+/// `ls IMAGE`: every entry of the initrd, or of the root image.
+pub fn ls(image: &Path, part: Part, format: Format, output: &mut dyn Write) -> anyhow::Result<()> {
+    if part.of(image)? == Part::Root {
+        let list = root::list(image)?;
+        if format == Format::Json {
+            return json(
+                output,
+                &list.entries.values().map(Listed::from).collect::<Vec<_>>(),
+            );
+        }
+        for entry in list.entries.values() {
+            writeln!(output, "{} {:>10} {}", entry.mode, entry.size, shown(&entry.path))?;
+        }
+        return Ok(());
+    }
     match format {
         // As it is read: nothing is kept.
         Format::Text => walk(image, |header, _| {
@@ -81,8 +116,13 @@ pub fn ls(image: &Path, format: Format, output: &mut dyn Write) -> anyhow::Resul
 }
 
 /// `cat IMAGE PATH`: the content of one file.
-pub fn cat(image: &Path, path: &str, output: &mut dyn Write) -> anyhow::Result<()> {
+pub fn cat(image: &Path, part: Part, path: &str, output: &mut dyn Write) -> anyhow::Result<()> {
     let wanted = format!("/{}", path.trim_start_matches('/'));
+    if part.of(image)? == Part::Root {
+        let found = RootImage::open(&root::file(image))?.cat(&wanted, output);
+        return found
+            .with_context(|| format!("{}: `cidbuild ls --root` lists what there is", image.display()));
+    }
     let mut found = false;
     walk(image, |header, content| {
         if header.path != wanted {
@@ -101,41 +141,6 @@ pub fn cat(image: &Path, path: &str, output: &mut dyn Write) -> anyhow::Result<(
         );
     }
     Ok(())
-}
-
-/// `diff A B`: entries that are not the same in both. True when there are none.
-pub fn diff(first: &Path, second: &Path, format: Format, output: &mut dyn Write) -> anyhow::Result<bool> {
-    let (mut a, mut b) = (entries(first)?, entries(second)?);
-    let paths: BTreeSet<String> = a.keys().chain(b.keys()).cloned().collect();
-    let mut differences = Vec::new();
-    for path in paths {
-        let (first, second) = (a.remove(&path), b.remove(&path));
-        if first != second {
-            differences.push(Difference { path, first, second });
-        }
-    }
-    match format {
-        Format::Json => json(output, &differences)?,
-        Format::Text => {
-            for Difference { path, first, second } in &differences {
-                let size =
-                    |entry: &Option<Listed>| entry.as_ref().map_or(String::from("-"), |e| e.size.to_string());
-                let mark = match (first, second) {
-                    (Some(_), None) => '-',
-                    (None, _) => '+',
-                    (Some(_), Some(_)) => '*',
-                };
-                writeln!(
-                    output,
-                    "{mark} {:>10} {:>10} {}",
-                    size(first),
-                    size(second),
-                    shown(path)
-                )?;
-            }
-        }
-    }
-    Ok(differences.is_empty())
 }
 
 /// `verify IMAGE`: every digest of the manifest against the files, inside and beside the initrd. True when all hold.
@@ -158,6 +163,9 @@ pub fn verify(image: &Path, format: Format, output: &mut dyn Write) -> anyhow::R
         }
         Err(error) => problems.push(format!("{error:#}")),
     }
+    if let Some(root) = &manifest.root {
+        problems.extend(root::problems(image, root));
+    }
     let verdict = Verdict {
         ok: problems.is_empty(),
         problems,
@@ -166,11 +174,16 @@ pub fn verify(image: &Path, format: Format, output: &mut dyn Write) -> anyhow::R
         Format::Json => json(output, &verdict)?,
         Format::Text if verdict.ok => {
             let (files, inside) = (manifest.artifacts.len(), manifest.files.len());
-            writeln!(
+            write!(
                 output,
                 "{}: {files} files and {inside} entries are as the manifest says",
                 image.display()
             )?;
+            if let Some(root) = &manifest.root {
+                let chunks = root.bytes.div_ceil(root.chunk_bytes.max(1));
+                write!(output, ", and {chunks} chunks of root.img as its tree says")?;
+            }
+            writeln!(output)?;
         }
         Format::Text => {
             for problem in &verdict.problems {
@@ -190,7 +203,12 @@ pub fn no_secrets(
 ) -> anyhow::Result<bool> {
     let manifest = read_manifest(image)?;
     let mut problems = secrets::findings("manifest.json", &serde_json::to_vec(&manifest)?, known);
-    for name in manifest.artifacts.keys().filter(|name| *name != "initrd.img") {
+    let packed = ["initrd.img", "root.img"];
+    for name in manifest
+        .artifacts
+        .keys()
+        .filter(|name| !packed.contains(&name.as_str()))
+    {
         let file = image.join(name);
         let bytes = std::fs::read(&file).with_context(|| file.display().to_string())?;
         problems.extend(secrets::findings(name, &bytes, known));
@@ -201,6 +219,16 @@ pub fn no_secrets(
         problems.extend(secrets::findings(&header.path, &bytes, known));
         Ok(())
     })?;
+    if manifest.root.is_some() {
+        let root = RootImage::open(&image.join("root.img"))?;
+        for entry in root::list(image)?.entries.values() {
+            if entry.mode.starts_with("100") && entry.size <= ENTRY_LIMIT && entry.same_as.is_none() {
+                let mut bytes = Vec::new();
+                root.cat(&entry.path, &mut bytes)?;
+                problems.extend(secrets::findings(&format!("root:{}", entry.path), &bytes, known));
+            }
+        }
+    }
     let ok = problems.is_empty();
     match format {
         Format::Json => json(output, &Verdict { ok, problems })?,

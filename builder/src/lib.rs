@@ -3,6 +3,7 @@
 
 pub mod apt;
 pub mod cache;
+pub mod cards;
 pub mod deb;
 pub mod device;
 pub mod image;
@@ -11,8 +12,10 @@ pub mod kernel;
 pub mod modules;
 pub mod output;
 pub mod progress;
+pub mod ram;
 pub mod recipe;
 pub mod root;
 pub mod secrets;
 pub mod sources;
+pub mod stage2;
 pub mod usb;

@@ -9,7 +9,7 @@ use cidbuild::apt::Freshness;
 use cidbuild::cache::{Cache, write_atomically};
 use cidbuild::device;
 use cidbuild::image::{Options, build};
-use cidbuild::inspect::{self, Format};
+use cidbuild::inspect::{self, Format, Part};
 use cidbuild::progress::Progress;
 use cidbuild::recipe::Recipe;
 use cidbuild::root;
@@ -31,23 +31,52 @@ enum Command {
     ///
     /// With --device, it is written to a stick, after a look whether it is one, and read back. Needs the package mtools.
     Usb(UsbArguments),
-    /// List what the initrd of an image holds.
+    /// List what an image holds: its initrd, or with --root its root image.
     Ls {
-        /// An image's folder, or an initrd file.
+        /// An image's folder, an initrd file, or a root.img.
         image: PathBuf,
+        #[command(flatten)]
+        part: PartArguments,
         #[command(flatten)]
         output: OutputArguments,
     },
-    /// Print one file of an image's initrd.
+    /// Print one file of an image's initrd, or with --root of its root image.
     Cat {
-        /// An image's folder, or an initrd file.
+        /// An image's folder, an initrd file, or a root.img.
         image: PathBuf,
         /// Path of the file in the image.
         path: String,
+        #[command(flatten)]
+        part: PartArguments,
     },
-    /// Show which entries of two images differ; exits 1 when any does.
+    /// Say what takes the space: the entries of one folder of an image, the largest first, all of them together last.
+    #[command(
+        after_help = "Bytes, entries and path in each line. Sizes are those of the files unpacked: compressed, an image is \
+        a third of it."
+    )]
+    Du {
+        /// An image's folder, an initrd file, or a root.img.
+        image: PathBuf,
+        /// Folder in the image.
+        #[arg(default_value = "/")]
+        path: String,
+        #[command(flatten)]
+        part: PartArguments,
+        #[command(flatten)]
+        output: OutputArguments,
+    },
+    /// Write everything that an image holds as files below DIR; needs no root, keeps no owners, leaves devices out.
+    Unpack {
+        /// An image's folder, an initrd file, or a root.img.
+        image: PathBuf,
+        /// A folder that is not there yet, or is empty.
+        dir: PathBuf,
+        #[command(flatten)]
+        part: PartArguments,
+    },
+    /// Show what differs between two images: entries of stage 1, files of root images, packages; exits 1 when anything does.
     Diff {
-        /// An image's folder, or an initrd file.
+        /// An image's folder, an initrd file, or a root.img.
         first: PathBuf,
         /// The other.
         second: PathBuf,
@@ -81,6 +110,19 @@ struct OutputArguments {
 impl OutputArguments {
     fn format(&self) -> Format {
         if self.json { Format::Json } else { Format::Text }
+    }
+}
+
+#[derive(Debug, Args)]
+struct PartArguments {
+    /// Look at the root image (stage 2) instead of the initrd (stage 1).
+    #[arg(long)]
+    root: bool,
+}
+
+impl PartArguments {
+    fn part(&self) -> Part {
+        if self.root { Part::Root } else { Part::Stage1 }
     }
 }
 
@@ -119,6 +161,9 @@ struct ImageArguments {
     /// Make the recipe's lock file anew: the newest packages of its suite, instead of those the lock names.
     #[arg(long)]
     update: bool,
+    /// Prove that every network card in FILE, which `cidctl nodes --json` wrote, has its driver and firmware in the image.
+    #[arg(long = "for", value_name = "FILE")]
+    nodes: Option<PathBuf>,
     /// Say nothing but the image's folder, or what is wrong.
     #[arg(long, short)]
     quiet: bool,
@@ -197,13 +242,35 @@ fn run(command: Command) -> anyhow::Result<bool> {
         Command::Usb(arguments) => usb(arguments, &mut output)?,
         Command::Ls {
             image,
+            part,
             output: arguments,
         } => {
-            inspect::ls(&image, arguments.format(), &mut output)?;
+            inspect::ls(&image, part.part(), arguments.format(), &mut output)?;
             true
         }
-        Command::Cat { image, path } => {
-            inspect::cat(&image, &path, &mut output)?;
+        Command::Cat { image, path, part } => {
+            inspect::cat(&image, part.part(), &path, &mut output)?;
+            true
+        }
+        Command::Du {
+            image,
+            path,
+            part,
+            output: arguments,
+        } => {
+            inspect::du(&image, part.part(), &path, arguments.format(), &mut output)?;
+            true
+        }
+        Command::Unpack { image, dir, part } => {
+            let done = inspect::unpack(&image, part.part(), &dir)?;
+            let left_out = match done.left_out {
+                0 => String::new(),
+                count => format!(", {count} devices and pipes left out"),
+            };
+            if done.entries > 0 {
+                eprintln!("unpacked     {} entries{left_out}", done.entries);
+            }
+            writeln!(output, "{}", dir.display())?;
             true
         }
         Command::Diff {
@@ -249,6 +316,11 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
         ipxe: arguments.ipxe,
         node_programs: node_programs(arguments.node_programs)?,
         freshness: freshness(arguments.refresh),
+        cards: arguments
+            .nodes
+            .as_deref()
+            .map(cidbuild::cards::read)
+            .transpose()?,
     };
     if !arguments.quiet {
         eprintln!("{recipe}");
@@ -276,7 +348,7 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
         }
         eprintln!("packages     {} with what they depend on", tree.packages.len());
     }
-    let built = build(&recipe, &options, &cache, &progress)?;
+    let built = build(&recipe, tree.as_ref(), &options, &cache, &progress)?;
     if !arguments.quiet {
         let modules = built
             .manifest
@@ -292,6 +364,19 @@ fn image(arguments: ImageArguments, output: &mut dyn Write) -> anyhow::Result<bo
         let (release, nic) = (&built.manifest.kernel_release, built.manifest.nic_drivers.len());
         eprintln!("built        kernel {release}, {modules} modules, {nic} of them of NICs");
         eprintln!("initrd       {packed} bytes, {} unpacked", built.unpacked_size);
+        if let Some(root) = &built.manifest.root {
+            eprintln!(
+                "root         {} bytes, {} unpacked, {} entries",
+                root.bytes, root.content_bytes, root.entries
+            );
+        }
+        eprintln!("{}", built.ram);
+        if let Some(seen) = &options.cards {
+            eprintln!("cards        {} kinds, each with its driver", seen.cards.len());
+            if !seen.silent.is_empty() {
+                eprintln!("             not known of {}", seen.silent.join(", "));
+            }
+        }
     }
     writeln!(output, "{}", built.folder.display())?;
     Ok(true)

@@ -159,8 +159,8 @@ pub struct Selection {
     pub nic: BTreeSet<String>,
 }
 
-/// Picks and closes; proves that no module can make a block device.
-pub fn select(recipe: &Recipe, index: &ModuleIndex) -> anyhow::Result<Selection> {
+/// Picks and closes; proves that no module can make a block device. `more` are modules that the builder itself needs.
+pub fn select(recipe: &Recipe, more: &[&str], index: &ModuleIndex) -> anyhow::Result<Selection> {
     let excluded = pick(recipe, index, &recipe.exclude)?;
     let nic: BTreeSet<String> = pick(recipe, index, &recipe.nic)?
         .difference(&excluded)
@@ -170,6 +170,7 @@ pub fn select(recipe: &Recipe, index: &ModuleIndex) -> anyhow::Result<Selection>
     let wanted = nic
         .union(&other.difference(&excluded).cloned().collect())
         .cloned()
+        .chain(more.iter().map(|name| (*name).to_owned()))
         .collect();
     let closure = close(index, &wanted, &excluded).map_err(|error| recipe.error(1, error.to_string()))?;
     for line in &recipe.allow_block_drivers {

@@ -57,6 +57,16 @@ impl Output {
             .with_context(shown)
     }
 
+    /// Copies a file that is too large for memory, and syncs it.
+    pub fn copy(&self, relative: &str, from: &Path) -> anyhow::Result<()> {
+        let path = self.new.join(relative);
+        let shown = || format!("{} from {}", self.target.join(relative).display(), from.display());
+        // `fs::copy` lets the file system share the blocks where it can.
+        fs::copy(from, &path)
+            .and_then(|_| File::open(&path)?.sync_all())
+            .with_context(shown)
+    }
+
     /// Makes the folder visible under its name.
     pub fn finish(mut self) -> anyhow::Result<PathBuf> {
         let shown = || self.target.display().to_string();

@@ -2,6 +2,7 @@
 //! failed), 2 usage, 4 (`demo`) it did not come to the checks.
 
 mod agents;
+mod boot_one;
 mod keeper;
 
 use std::path::PathBuf;
@@ -56,6 +57,24 @@ enum Command {
         /// The command.
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true)]
         command: Vec<String>,
+    },
+    /// Boot one image in a virtual PC, its serial console on this terminal, until it is back in its Windows.
+    #[command(
+        after_help = "Enter presses a key at the PC, which sends it home; q and Enter pull the plug. Without a terminal it \
+        ends when the PC is up.\n\nExample: cidlab run build/images/minimal --firmware secure-boot"
+    )]
+    Run {
+        /// Folder of a built image, or the name of one below --images.
+        image: PathBuf,
+        /// What starts the PC.
+        #[arg(long, value_enum, default_value_t = boot_one::Firmware::Bios)]
+        firmware: boot_one::Firmware,
+        /// Its memory in MiB [default: a quarter more than the build reckoned that it takes, 512 at least].
+        #[arg(long, value_name = "MIB", value_parser = clap::value_parser!(u32).range(64..=65536))]
+        memory: Option<u32>,
+        /// Folder of built images.
+        #[arg(long, value_name = "DIR")]
+        images: Option<PathBuf>,
     },
     /// Play a whole night with three PCs, and prove that nothing of theirs changed.
     Demo {
@@ -141,6 +160,16 @@ fn execute(command: Command) -> Result<ExitCode> {
     let or_default = |images: Option<PathBuf>| images.unwrap_or_else(cidlab::lab::images_dir);
     match command {
         Command::Up { pcs, images, image } => keeper::up(pcs, &or_default(images), &image)?,
+        Command::Run {
+            image,
+            firmware,
+            memory,
+            images,
+        } => {
+            let below = or_default(images).join(&image);
+            let folder = if image.is_dir() { image } else { below };
+            boot_one::boot(&folder, firmware, memory)?;
+        }
         Command::Down => keeper::down()?,
         Command::Status => keeper::status()?,
         Command::Power { name, action } => keeper::power(&name, action)?,

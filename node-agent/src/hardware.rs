@@ -47,6 +47,7 @@ pub(crate) fn report(in_use: u32, addresses: &BTreeMap<u32, String>) -> Hardware
             .into_iter()
             .map(|link| describe(&link, in_use, addresses))
             .collect(),
+        cards_without_driver: links::cards_without_driver(),
         measured: None,
     }
 }
@@ -85,6 +86,7 @@ fn describe(link: &crate::core::Link, in_use: u32, addresses: &BTreeMap<u32, Str
         in_use: link.index == in_use,
         speed_mbit,
         id: links::pci_id(&link.name),
+        modalias: links::modalias(&link.name),
         address: addresses.get(&link.index).cloned().unwrap_or_default(),
         wake_on_lan: leaving::arm(&link.name),
     }

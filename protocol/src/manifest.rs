@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// Version of this document's shape. A reader refuses a larger one.
-pub const MANIFEST_VERSION: u32 = 1;
+/// Version of this document's shape. A reader refuses a larger one. 2: `root`, `needed_ram_bytes`.
+pub const MANIFEST_VERSION: u32 = 2;
 
 /// One built image. Map keys and lists are sorted: the same image has the same manifest, byte for byte.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +33,36 @@ pub struct Manifest {
     pub nic_ids: Vec<String>,
     /// Firmware files that the drivers may ask for (`modinfo -F firmware`), sorted, and whether they are inside.
     pub firmware: BTreeMap<String, bool>,
+    /// Bytes of RAM that a PC must have to boot this image, everything at its peak; 0 where the builder did not say. Of an image
+    /// with a root: [`Root::needed_ram_bytes`] is the part that must still be free when the root's download begins.
+    #[serde(default)]
+    pub needed_ram_bytes: u64,
+    /// The root image, where the recipe has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Root>,
+}
+
+/// The root image of stage 2: `root.img` and what belongs to it, all of them among the [`artifacts`](Manifest::artifacts).
+/// `root.tree` is its hash tree, `root.list` names each file of it with size and digest, `packages.json` what is installed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Root {
+    /// Kind of file system, as `mount(2)` calls it: `erofs`.
+    pub format: String,
+    /// Its UUID, the same for each image: what an image is, its hash tree says.
+    pub uuid: String,
+    /// Bytes of `root.img`.
+    pub bytes: u64,
+    /// Bytes of a chunk: what is fetched and checked at a time.
+    pub chunk_bytes: u64,
+    /// Root of the hash tree over the chunks, lower-case hex.
+    pub tree_root: String,
+    /// Files, folders, links in it.
+    pub entries: u64,
+    /// Bytes of its files, unpacked.
+    pub content_bytes: u64,
+    /// Bytes of RAM that must be free when the download begins: `root.img`, its tree, and working room.
+    pub needed_ram_bytes: u64,
 }
 
 impl Manifest {

@@ -293,6 +293,9 @@ pub struct Hardware {
     pub windows_entry: Option<String>,
     /// Network interfaces, wired only.
     pub links: Vec<Link>,
+    /// Ethernet cards that no driver took, by PCI vendor and device as `8086:15f3`.
+    #[serde(default)]
+    pub cards_without_driver: Vec<String>,
     /// What it measured before this report; `None` from a node that does not measure.
     #[serde(default)]
     pub measured: Option<Measured>,
@@ -316,6 +319,9 @@ pub struct Link {
     /// PCI vendor and device as `8086:15f3`; empty when it is not on that bus.
     #[serde(default)]
     pub id: String,
+    /// What the kernel calls the device, as drivers are found by (`pci:v00008086d000015F3sv…`, `usb:…`); empty where it does not say.
+    #[serde(default)]
+    pub modalias: String,
     /// Its IPv4 address and prefix as `10.77.0.130/24`; empty while it has none.
     #[serde(default)]
     pub address: String,

@@ -64,6 +64,8 @@ fn image(compression: Compression, change: impl FnOnce(&mut Plan)) -> tempfile::
         nic_drivers: vec![],
         nic_ids: vec![],
         firmware: BTreeMap::new(),
+        needed_ram_bytes: 0,
+        root: None,
     };
     std::fs::write(
         folder.path().join("manifest.json"),
@@ -83,21 +85,24 @@ fn text(run: impl FnOnce(&mut Vec<u8>)) -> String {
 fn list_and_read() {
     for compression in [Compression::Gzip(6), Compression::Zstd(3), Compression::Xz(3)] {
         let image = image(compression, |_| ());
-        let listing = text(|output| ls(image.path(), Format::Text, output).unwrap());
+        let listing = text(|output| ls(image.path(), Part::Stage1, Format::Text, output).unwrap());
         assert!(listing.contains("100755          7 /init\n"), "{listing}");
         assert_eq!(
-            text(|output| cat(image.path(), "/init", output).unwrap()),
+            text(|output| cat(image.path(), Part::Stage1, "/init", output).unwrap()),
             "program"
         );
         assert_eq!(
-            text(|output| cat(&image.path().join("initrd.img"), "init", output).unwrap()),
+            text(|output| cat(&image.path().join("initrd.img"), Part::Stage1, "init", output).unwrap()),
             "program"
         );
-        let error = cat(image.path(), "/none", &mut Vec::new())
+        let error = cat(image.path(), Part::Stage1, "/none", &mut Vec::new())
             .unwrap_err()
             .to_string();
         assert!(error.contains("no /none in it"), "{error}");
-        let error = format!("{:#}", cat(image.path(), "/dev", &mut Vec::new()).unwrap_err());
+        let error = format!(
+            "{:#}",
+            cat(image.path(), Part::Stage1, "/dev", &mut Vec::new()).unwrap_err()
+        );
         assert!(error.contains("is a directory"), "{error}");
     }
 }
@@ -147,7 +152,10 @@ fn verify_finds_every_changed_byte() {
             !verify(image.path(), Format::Text, &mut Vec::new()).unwrap(),
             "cut at {length}"
         );
-        assert!(ls(image.path(), Format::Text, &mut Vec::new()).is_err() || length == good.len() - 1);
+        assert!(
+            ls(image.path(), Part::Stage1, Format::Text, &mut Vec::new()).is_err()
+                || length == good.len() - 1
+        );
     }
 }
 
@@ -186,7 +194,10 @@ fn a_bomb_costs_no_memory() {
         encoder.write_all(&vec![0; 1 << 20]).unwrap();
     }
     encoder.finish().unwrap();
-    let error = format!("{:#}", ls(&file, Format::Json, &mut Vec::new()).unwrap_err());
+    let error = format!(
+        "{:#}",
+        ls(&file, Part::Stage1, Format::Json, &mut Vec::new()).unwrap_err()
+    );
     assert!(!error.contains('\n'), "{error}");
 }
 
@@ -199,7 +210,7 @@ proptest::proptest! {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("image");
         std::fs::write(&file, [start, &bytes].concat()).unwrap();
-        let error = ls(&file, Format::Text, &mut Vec::new());
+        let error = ls(&file, Part::Stage1, Format::Text, &mut Vec::new());
         proptest::prop_assert!(error.is_err());
         let line = format!("{:#}", error.unwrap_err());
         proptest::prop_assert!(!line.contains('\n'));
