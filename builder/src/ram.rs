@@ -151,7 +151,7 @@ mod tests {
         assert!(with.peak_used() < 200_000_000 + bare.peak_used());
         let table = with.to_string();
         assert!(
-            table.contains("root.img     200.0 MB") && table.contains("at its peak"),
+            table.contains("root.img    200.0 MB") && table.contains("at its peak"),
             "{table}"
         );
     }
