@@ -23,9 +23,11 @@ fn layer(file: &Path, name: &'static str, files: &[(&str, &[u8])]) -> Layer {
         header.set_gid(0);
         header.set_mtime(1_000_000);
         header.set_size(bytes.len() as u64);
-        if bytes.is_empty() {
-            header.set_entry_type(tar::EntryType::Directory);
-        }
+        // A new header has an old NUL in this place, of which mkfs.erofs takes no notice.
+        header.set_entry_type(match bytes.is_empty() {
+            true => tar::EntryType::Directory,
+            false => tar::EntryType::Regular,
+        });
         builder.append_data(&mut header, path, *bytes).expect("tar");
     }
     let bytes = builder.into_inner().expect("tar");

@@ -26,6 +26,8 @@ fn tar_of(file: &Path, entries: &[(&str, u32, What<'_>)]) -> (PathBuf, String) {
                 builder.append_data(&mut header, path, std::io::empty()).unwrap();
             }
             What::File(bytes) => {
+                // mkfs.erofs takes no notice of an old header's NUL in this place.
+                header.set_entry_type(tar::EntryType::Regular);
                 header.set_size(bytes.len() as u64);
                 builder.append_data(&mut header, path, *bytes).unwrap();
             }
