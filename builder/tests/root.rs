@@ -150,7 +150,10 @@ fn built_looked_into_and_spoilt() {
         "small\n"
     );
     let (fine, said) = run(&["cat", path, "/etc/none", "--root"]);
-    assert!(!fine && said.contains("no /etc/none that can be read in it"), "{said}");
+    assert!(
+        !fine && said.contains("no /etc/none that can be read in it"),
+        "{said}"
+    );
     let (_, usage) = run(&["du", path, "/usr", "--root"]);
     assert_eq!(
         usage,

@@ -20,6 +20,7 @@ mod mutation;
 pub mod nodes;
 pub mod nodeset;
 pub mod offers;
+pub mod promises;
 pub mod registry;
 pub mod rivals;
 pub mod service;

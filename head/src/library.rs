@@ -14,8 +14,10 @@ use tokio::sync::Mutex;
 use crate::config::Config;
 use crate::core::{Core, Pending};
 use crate::offers::fault_text;
+use crate::promises::Promises;
 use crate::registry::{ImageError, Registry};
 use crate::store::StoreError;
+use crate::trust::Trust;
 use crate::versions::{Imported, VersionError, Versions, split};
 
 /// How often the folder of built images is looked at.
@@ -47,6 +49,7 @@ pub struct Library {
     images_dir: PathBuf,
     core: Arc<Core>,
     offers: Arc<Offers>,
+    promises: Arc<Promises>,
     /// When each built image was looked at last. Who holds it is the only one to change anything.
     gate: Mutex<BTreeMap<String, SystemTime>>,
 }
@@ -90,14 +93,21 @@ fn named(registry: &Registry) -> BTreeSet<String> {
 
 impl Library {
     /// Behind [`begin`].
-    pub fn new(config: &Config, core: Arc<Core>, offers: Arc<Offers>) -> Arc<Self> {
+    pub fn new(config: &Config, core: Arc<Core>, offers: Arc<Offers>, trust: Arc<Trust>) -> Arc<Self> {
+        let versions = Versions::new(&config.state_dir);
         Arc::new(Self {
-            versions: Versions::new(&config.state_dir),
+            promises: Arc::new(Promises::new(versions.clone(), trust)),
+            versions,
             images_dir: config.images_dir.clone(),
             core,
             offers,
             gate: Mutex::default(),
         })
+    }
+
+    /// What loaders are offered.
+    pub fn offers(&self) -> &Arc<Offers> {
+        &self.offers
     }
 
     /// The folder of versions.
@@ -136,12 +146,22 @@ impl Library {
         }
     }
 
-    /// Offers what is assigned, and nothing else.
-    async fn settle(&self) {
-        let assigned = self.core.read(Registry::assigned);
-        let offers = Arc::clone(&self.offers);
+    /// Offers what is assigned, and nothing else, and promises its roots. Once before anybody is answered, and after each change.
+    pub async fn settle(&self) {
+        let (assigned, sequences) = self
+            .core
+            .read(|registry| (registry.assigned(), registry.sequences()));
+        let (offers, promises) = (Arc::clone(&self.offers), Arc::clone(&self.promises));
+        let work = move || {
+            // First: nobody may be sent to an image before its root is promised.
+            let promised = promises.of(sequences);
+            offers.assign(assigned);
+            promised
+        };
         // A failure here is the end of the process, and the next look makes up for it.
-        let _ = tokio::task::spawn_blocking(move || offers.assign(assigned)).await;
+        if let Ok(promised) = tokio::task::spawn_blocking(work).await {
+            self.core.tell(|registry, _| registry.set_promises(promised));
+        }
     }
 
     /// The image in `folder` is a version from here on.

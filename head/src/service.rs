@@ -20,7 +20,6 @@ use cid_bootserver::keep::SocketKeeper;
 use cid_bootserver::neighbours::KernelTable;
 use cid_bootserver::policy::Transport;
 use cid_bootserver::roots::RootDoor;
-use cid_bootserver::site::Offers;
 use cid_bootserver::{http, tftp};
 use cid_protocol::NODE_PORT;
 use cid_protocol::api::Event;
@@ -142,7 +141,14 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         .context("the versions of images cannot be kept")?;
     let assigned = core.read(Registry::assigned);
     let offers = offers::load(&config, interface.subnet.address, assigned).await?;
-    let mut tasks = start(&config, interface, bound, &core, &offers, &leases, &trust)?;
+    let library = Library::new(
+        &config,
+        Arc::clone(&core),
+        Arc::clone(&offers),
+        Arc::clone(&trust),
+    );
+    library.settle().await;
+    let mut tasks = start(&config, interface, bound, &core, &library, &leases, &trust)?;
     let text = format!(
         "cidhead {} serves {}",
         env!("CARGO_PKG_VERSION"),
@@ -300,10 +306,11 @@ fn start(
     interface: &Interface,
     bound: Bound,
     core: &Arc<Core>,
-    offers: &Arc<Offers>,
+    library: &Arc<Library>,
     leases: &[crate::store::Lease],
     trust: &Arc<Trust>,
 ) -> Result<JoinSet<anyhow::Error>> {
+    let offers = library.offers();
     let counters = Arc::new(Counters::default());
     // Where others give out the addresses, a lease of ours from former times is no word to go by.
     let leases = if config.dhcp.mode == DhcpMode::Full {
@@ -333,14 +340,13 @@ fn start(
         Some(store) => files.with_roots(RootDoor::new(store)),
         None => files,
     };
-    let library = Library::new(config, Arc::clone(core), Arc::clone(offers));
     let api = Api {
         core: Arc::clone(core),
         boot: Arc::clone(&desk) as Arc<dyn api::BootView>,
         interface: config.interfaces.join(", "),
         address: interface.subnet.address.to_string(),
         config: config.clone(),
-        library: Some(Arc::clone(&library)),
+        library: Some(Arc::clone(library)),
     };
     let mut tasks = JoinSet::new();
     let mut wires = Vec::new();
@@ -399,6 +405,7 @@ fn start(
             .context("the membership ended")
     });
     tasks.spawn(async move { failed("the control API", api::serve(Arc::new(api), bound.api).await) });
+    let library = Arc::clone(library);
     tasks.spawn(async move {
         library.watch().await;
         stopped("watching images")

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use cid_content::{RootManifest, Signed};
 use cid_discovery::NodeId;
 use cid_protocol::cmdline;
 use cid_protocol::node::Enroll;
@@ -168,6 +169,19 @@ impl Trust {
                 pin
             }
         }
+    }
+
+    /// A root manifest, signed by the key behind the pin.
+    ///
+    /// # Errors
+    /// In words: an image's name that is none, or the library.
+    pub fn sign_root(&self, manifest: &RootManifest) -> Result<Signed, String> {
+        let bytes = manifest.encode().map_err(|error| error.to_string())?;
+        let signature = self
+            .authority
+            .sign_bytes(&bytes)
+            .map_err(|error| error.to_string())?;
+        Signed::new(manifest, self.authority.public_key(), signature).map_err(|error| error.to_string())
     }
 
     /// Looks at what a machine without a certificate sent.

@@ -313,6 +313,15 @@ impl Registry {
         self.images.promised.get(image).copied()
     }
 
+    /// Every version that was ever promised and is still there, with its sequence.
+    pub fn sequences(&self) -> Vec<(String, u64)> {
+        let promised = self.images.promised.iter();
+        promised
+            .filter(|(image, _)| self.has_version(image))
+            .map(|(image, sequence)| (image.clone(), *sequence))
+            .collect()
+    }
+
     fn unpin_group(&mut self, group: &str) {
         let members: BTreeSet<String> = self
             .records()

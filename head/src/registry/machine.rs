@@ -146,6 +146,8 @@ pub(super) struct Machine {
     pub(super) commanded: Option<Duration>,
     /// It was promised a root image and does not run it yet: what it does about that.
     pub(super) fetches: Option<String>,
+    /// Under which sequence it was promised that in this connection: what it runs may not be older.
+    pub(super) promised: u64,
     /// What it prepared when it left last.
     pub(super) way_out: Leaving,
     /// `record` differs from what was last written, in what may be lost.
@@ -172,6 +174,7 @@ impl Machine {
             calls: VecDeque::new(),
             commanded: None,
             fetches: None,
+            promised: 0,
             way_out: Leaving::LocalBoot,
             stale: false,
         }

@@ -37,6 +37,7 @@ impl Registry {
         if !welcomed {
             machine.fetches = Some(format!("is to fetch {}", promise.image));
         }
+        machine.promised = promise.sequence;
         Some(Box::new(promise.clone()))
     }
 
@@ -81,9 +82,8 @@ impl Registry {
                 }
             }
             RootReport::Mounted { image, sequence, .. } => {
-                let promised = self.promises.get(image).map(|promise| promise.sequence);
                 let runs = machine.record.image.as_ref() == Some(image);
-                if !runs || promised.is_some_and(|promised| *sequence < promised) {
+                if !runs || *sequence < machine.promised {
                     let text = format!(
                         "runs {} with sequence {sequence}, which it was not promised",
                         tame(image, 80)
