@@ -143,6 +143,13 @@ pub(super) fn read_entry<R: Read>(
         let bytes = entry.link_name_bytes().context("a link without a target")?;
         String::from_utf8(bytes.into_owned()).context("the target of a link is not UTF-8")
     };
+    // Byte 156 of a header of before 1988 is NUL for a file, and mkfs.erofs leaves such entries out without a word.
+    if entry.header().as_bytes()[TYPE_FLAG] == 0 {
+        bail!(
+            "{}: its header does not say that it is a file (type NUL, not 0): write the tar anew",
+            found.path
+        );
+    }
     let file_type = match kind {
         tar::EntryType::Regular | tar::EntryType::Continuous => {
             let mut digest = sha2::Sha256::new();
@@ -202,5 +209,7 @@ pub(super) fn absolute(path: &Path) -> anyhow::Result<String> {
     Ok(whole)
 }
 
+/// Where a tar header has the kind of its entry.
+const TYPE_FLAG: usize = 156;
 /// Debian's largest desktop has a tenth of it.
 const MOST_ENTRIES: usize = 4_000_000;

@@ -156,6 +156,16 @@ fn what_is_no_root_is_refused_by_name() {
         assert!(format!("{error:#}").contains(part), "{error:#}");
     };
     check(&[("usr/a", 0o644, What::Hard("usr/b"))], "not before it");
+    let mut old = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(1);
+    header.set_mode(0o644);
+    header.set_uid(0);
+    header.set_gid(0);
+    header.set_mtime(0);
+    old.append_data(&mut header, "etc/lost", &b"x"[..]).unwrap();
+    let error = List::of_tar(old.into_inner().unwrap().as_slice()).unwrap_err();
+    assert!(error.to_string().starts_with("/etc/lost: its header"), "{error}");
     let below = List::of_tar(File::open(&layers(folder.path())[0].0).unwrap()).unwrap();
     let (top, _) = tar_of(&folder.path().join("t.tar"), &[("etc", 0o644, What::File(b"x"))]);
     let error = top::fit(&top, &below, &folder.path().join("fitted.tar")).unwrap_err();
