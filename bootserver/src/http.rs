@@ -21,6 +21,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
+use percent_encoding::percent_decode_str;
 use socket2::Socket;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -228,7 +229,14 @@ async fn answer<D: Directory>(
             }
         };
     }
-    let content = files.open(client, request.uri().path()).await;
+    // iPXE writes `@` as `%40` (RFC 3986, 2.1 allows it); what is no UTF-8 behind that is a path that nobody has.
+    let content = match percent_decode_str(request.uri().path()).decode_utf8() {
+        Ok(path) => files.open(client, &path).await,
+        Err(_) => {
+            files.count(&Refusal::BadPath);
+            Err(Refusal::BadPath)
+        }
+    };
     let refused = |status| {
         let mut response = plain(status);
         // shim (16.1, `httpboot.c`) waits for bytes of a body or the end of the connection, whatever the status: without this

@@ -87,6 +87,24 @@ async fn head_gives_the_length_and_range_gives_the_part() {
     assert!(head.starts_with("HTTP/1.1 416 "), "{head}");
 }
 
+/// iPXE asks for `small%401` where its script says `small@1`.
+#[tokio::test]
+async fn percent_encoded_names_are_what_they_stand_for() {
+    let room = Room::new();
+    let server = start(&room).await;
+    for (path, status) in [
+        ("/images/%6dinimal/vmlinuz", "200"),
+        ("/images/minimal%40/vmlinuz", "404"),
+        ("/%2e%2e/etc/passwd", "400"),
+        ("/images%2f..%2fx", "400"),
+        ("/%ff", "400"),
+    ] {
+        let (head, _) = ask(server, &format!("GET {path}"), "").await;
+        assert!(head.starts_with(&format!("HTTP/1.1 {status} ")), "{path}: {head}");
+    }
+    assert_eq!(room.drops().get("file-bad-path"), Some(&3));
+}
+
 #[tokio::test]
 async fn what_is_not_there_says_so_and_is_counted() {
     let room = Room::new();
