@@ -2,16 +2,23 @@
 
 use cid_content::tickets::Accused;
 
-use super::{ConnectionId, Now, Registry};
+use super::{ConnectionId, Now, Record, Registry};
+use crate::mac::Mac;
 
 /// Longest word of a node that is written down.
 const MAX_REASON: usize = 200;
 
+/// Its name, or its MAC address where head.toml took it in without one.
+fn called(mac: Mac, record: &Record) -> String {
+    record.name.clone().unwrap_or_else(|| mac.to_string())
+}
+
 impl Registry {
     /// Name and id of the node at this connection; none before it was welcomed.
     pub fn name_and_id(&self, connection: ConnectionId) -> Option<(String, String)> {
-        let record = &self.machines.get(self.connections.get(&connection)?)?.record;
-        Some((record.name.clone()?, record.node_id?.to_string()))
+        let mac = self.connections.get(&connection)?;
+        let record = &self.machines.get(mac)?.record;
+        Some((called(*mac, record), record.node_id?.to_string()))
     }
 
     /// A node says that another gave it a wrong chunk: both timelines tell of it.
@@ -31,7 +38,7 @@ impl Registry {
         let accused = self
             .machines
             .iter()
-            .find(|(_, machine)| machine.record.name.as_deref() == Some(peer));
+            .find(|(mac, machine)| called(**mac, &machine.record) == peer);
         let Some(accused) = accused.map(|(mac, _)| *mac) else {
             return;
         };
