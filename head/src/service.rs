@@ -131,10 +131,9 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
     });
     begin_membership(&core, &mut contents, interface).await?;
     let leases = contents.leases;
-    let store = Arc::new(RootStore::new(vec![
-        config.state_dir.join(crate::versions::FOLDER),
-        config.images_dir.clone(),
-    ]));
+    // Of versions alone: what is promised is one, and cidbuild replaces the folders of built images.
+    let versions = config.state_dir.join(crate::versions::FOLDER);
+    let store = Arc::new(RootStore::new(vec![versions]));
     core.content.begin(store);
     library::begin(&config, &core)
         .await
