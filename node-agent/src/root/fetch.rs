@@ -23,6 +23,8 @@ use super::workers::{self, Ask, Outcome, Worker};
 
 /// Answers that wait.
 const QUEUE: usize = 64;
+/// The head's word for a file that is not what it was when it was built (`RootRefusal::Changed` of its HTTP server).
+const CHANGED: &str = "root-changed-on-disk";
 /// Between two words of progress.
 const TICK: Duration = Duration::from_secs(1);
 /// A head that says so often in a row that it does not give what it promised will not change its mind by waiting; about 20 s.
@@ -113,7 +115,10 @@ impl<'a> Fetch<'a> {
                 ));
             }
             if self.declined.0 >= MAX_DECLINED {
-                return Fetched::Wrong(format!("the head does not give it: {}", self.declined.1));
+                return Fetched::Wrong(match self.declined.1.as_str() {
+                    CHANGED => format!("the head's copy is damaged ({CHANGED}): import the image anew"),
+                    other => format!("the head does not give it: {other}"),
+                });
             }
             if Instant::now() >= tick {
                 tick = Instant::now() + TICK;
