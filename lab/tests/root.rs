@@ -63,12 +63,12 @@ fn refused(lab: Lab, machine: Machine, words: &str) -> Result<()> {
     pc.wait_serial(words, 0, UP_LIMIT)?;
     let node = pc.node()?.context("the head does not know this PC")?;
     ensure!(node.state != NodeState::Up, "it is up all the same");
-    let trace = lab.ctl(&["trace", &pc.mac()])?;
+    pc.wait_windows(WINDOWS_LIMIT + Duration::from_secs(60))?;
+    let trace = lab.ctl(&["trace", &pc.mac(), "--all", "--json"])?;
     ensure!(
         trace.contains(words),
         "`cidctl trace` does not say {words:?}:\n{trace}"
     );
-    pc.wait_windows(WINDOWS_LIMIT + Duration::from_secs(60))?;
     pc.power_off()?;
     pc.assert_disk_untouched()?;
     drop(pc);
