@@ -79,7 +79,7 @@ fn refused(lab: Lab, machine: Machine, words: &str) -> Result<()> {
 #[test]
 fn too_little_memory_is_refused_with_the_figures() -> Result<()> {
     let lab = lab(Room::start("root-ram")?, "large", 200_000_000)?;
-    refused(lab, Machine::bios().memory(384), "too little memory: it takes ")
+    refused(lab, Machine::bios().memory(256), "too little memory: it takes ")
 }
 
 /// The head's copy, as it lies in the folder that the head serves from.
