@@ -332,11 +332,17 @@ pub fn enter(target: u32, user_namespace: bool) -> Command {
 /// When it has ended.
 pub fn signal(child: &Child, signal: Signal) -> Result<()> {
     let inner = child_of(child.id()).context("the program has ended")?;
-    let pid = i32::try_from(inner)
-        .ok()
-        .and_then(Pid::from_raw)
-        .context("a process number")?;
-    kill_process(pid, signal).with_context(|| format!("signalling process {inner}"))
+    let send = |process: u32| {
+        let pid = i32::try_from(process).ok().and_then(Pid::from_raw);
+        kill_process(pid.context("a process number")?, signal)
+            .with_context(|| format!("signalling process {process}"))
+    };
+    send(inner)?;
+    // nsenter stops itself when its child is stopped, and would never see its end.
+    if signal == Signal::CONT {
+        send(child.id())?;
+    }
+    Ok(())
 }
 
 /// First child of a process.
