@@ -202,8 +202,9 @@ impl Rig {
 
 /// All nodes are watched as closely as if they ran jobs, by the word that an administrator would write into `kernel_args`.
 #[must_use]
-pub fn busy(options: HeadOptions) -> HeadOptions {
-    options.with_key(&format!("kernel_args = {:?}", cmdline::BUSY))
+pub fn busy(mut options: HeadOptions) -> HeadOptions {
+    options.kernel_args = format!("{} {}", options.kernel_args, cmdline::BUSY);
+    options
 }
 
 fn room_with_head(name: &str, change: impl FnOnce(HeadOptions) -> HeadOptions) -> Result<(Arc<Room>, Head)> {
