@@ -65,6 +65,18 @@ impl Cache {
     }
 }
 
+/// What is in a folder but for the `keep` that were written or used last.
+pub(crate) fn oldest(folder: &Path, keep: usize) -> Vec<PathBuf> {
+    let mut seen: Vec<(SystemTime, PathBuf)> = fs::read_dir(folder)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    seen.sort();
+    seen.into_iter().rev().skip(keep).map(|(_, path)| path).collect()
+}
+
 /// Packed blocks of images, each behind its SHA-256: a damaged one is as good as none.
 impl Shelf for Cache {
     fn take(&self, key: &str) -> Option<Vec<u8>> {
@@ -81,14 +93,7 @@ impl Shelf for Cache {
 
     fn put(&self, key: &str, bytes: &[u8]) {
         let folder = self.path(PACKED);
-        let mut seen: Vec<(SystemTime, PathBuf)> = fs::read_dir(&folder)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-            .collect();
-        seen.sort();
-        for (_, path) in seen.iter().rev().skip(PACKED_LIMIT - 1) {
+        for path in oldest(&folder, PACKED_LIMIT - 1) {
             let _ = fs::remove_file(path);
         }
         let file = [sha256_hex(bytes).as_bytes(), bytes].concat();

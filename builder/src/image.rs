@@ -19,7 +19,6 @@ use crate::modules::{self, Selection};
 use crate::output::Output;
 use crate::progress::Progress;
 use crate::ram::{Prediction, RootPart};
-use crate::recipe::root::RootFormat;
 use crate::recipe::{FileChoice, KernelChoice, Located, Recipe};
 use crate::root::RootTree;
 use crate::secrets;
@@ -180,12 +179,6 @@ fn pack_root(
     cache: &Cache,
     progress: &Progress,
 ) -> anyhow::Result<stage2::Packed> {
-    if let Some(format) = recipe.root.as_ref().and_then(|root| root.format.as_ref())
-        && format.value != RootFormat::Erofs
-    {
-        let problem = "root images are EROFS (docs/decisions/0008-root-format.md): remove this line";
-        return Err(recipe.error(format.line, problem).into());
-    }
     let mut apt = Apt::new(cache, &recipe.suite, options.freshness);
     stage2::pack(tree, &mut apt, cache, progress)
 }

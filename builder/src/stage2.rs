@@ -8,7 +8,7 @@ mod top;
 
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use cid_content::tree::{Shape, TreeBuilder};
@@ -16,7 +16,7 @@ use cid_initramfs::digest::{hex, sha256_hex};
 use sha2::Digest;
 
 use crate::apt::Apt;
-use crate::cache::{Cache, write_atomically};
+use crate::cache::{Cache, oldest, write_atomically};
 use crate::progress::Progress;
 use crate::root::{Layer, RootTree};
 use list::List;
@@ -158,26 +158,14 @@ fn bottom_image(layer: &Layer, tool: &Tool, cache: &Cache, progress: &Progress) 
     fs::remove_file(&only_root).with_context(|| only_root.display().to_string())?;
     phase.finish();
     write_atomically(&workshop.path().join("root.list"), &list.encode()?)?;
-    sweep(&cache.path(FOLDER));
+    for path in oldest(&cache.path(FOLDER), KEPT - 1) {
+        // Not fatal: it only takes space.
+        let _ = fs::remove_dir_all(path);
+    }
     fs::create_dir_all(cache.path(FOLDER)).with_context(|| folder.display().to_string())?;
     // A rename after everything is there: a folder by this name is always whole.
     fs::rename(workshop.keep(), &folder).with_context(|| folder.display().to_string())?;
     Ok(kept)
-}
-
-/// Makes room for one more.
-fn sweep(folder: &Path) {
-    let mut seen: Vec<_> = fs::read_dir(folder)
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
-        .collect();
-    seen.sort();
-    for (_, path) in seen.iter().rev().skip(KEPT - 1) {
-        // Not fatal: it only takes space.
-        let _ = fs::remove_dir_all(path);
-    }
 }
 
 /// Folder of packed bottom layers in the cache.

@@ -30,10 +30,8 @@ const ED25519_PREFIX: [u8; 12] = [
 /// File system of a root image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Format {
-    /// EROFS.
+    /// EROFS: the one that is mounted from a file without a block device.
     Erofs,
-    /// SquashFS.
-    Squashfs,
 }
 
 impl Format {
@@ -41,7 +39,6 @@ impl Format {
     pub fn word(self) -> &'static str {
         match self {
             Self::Erofs => "erofs",
-            Self::Squashfs => "squashfs",
         }
     }
 }
@@ -52,7 +49,6 @@ impl FromStr for Format {
     fn from_str(text: &str) -> Result<Self, ManifestError> {
         match text {
             "erofs" => Ok(Self::Erofs),
-            "squashfs" => Ok(Self::Squashfs),
             _ => Err(ManifestError::Value("format")),
         }
     }

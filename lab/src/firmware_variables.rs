@@ -322,7 +322,7 @@ impl FirmwareVariables {
             .collect()
     }
 
-    /// The boot order as numbers of `BootXXXX`.
+    /// The boot order as the numbers of its `Boot####` variables (UEFI 2.10, 3.3).
     #[must_use]
     pub fn boot_order(&self) -> Vec<u16> {
         let data = self.data("BootOrder", &GLOBAL).unwrap_or_default();

@@ -117,6 +117,19 @@ impl Lab {
         self.ctl(&["release", &node.name]).map(drop)
     }
 
+    /// The end of a test of one PC: it is in its own Windows within `limit`, and its disk is what it was.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn back_in_windows(self, mut pc: Pc, limit: Duration) -> Result<()> {
+        pc.wait_windows(limit)?;
+        pc.power_off()?;
+        pc.assert_disk_untouched()?;
+        drop(pc);
+        self.succeeded();
+        Ok(())
+    }
+
     /// The captured frames that a filter of tcpdump lets through, one line for each.
     ///
     /// # Errors

@@ -28,12 +28,7 @@ fn a_usb_adapter_is_plugged_in_carries_the_node_and_is_pulled_out_again() -> Res
     pc.unplug_usb_nic()?;
     pc.wait("life over the first card again", UP_LIMIT, over_usb(false))?;
     lab.release(&pc)?;
-    pc.wait_windows(WINDOWS_LIMIT)?;
-    pc.power_off()?;
-    pc.assert_disk_untouched()?;
-    drop(pc);
-    lab.succeeded();
-    Ok(())
+    lab.back_in_windows(pc, WINDOWS_LIMIT)
 }
 
 /// The node comes up, hangs as `said` on its console, and is reset by the watchdog within `bound` of that.

@@ -49,12 +49,7 @@ fn power_on_to_up_with_a_root_that_sees_no_disk() -> Result<()> {
         assert_ne!(module, "loop", "EROFS is mounted from its file");
     }
     lab.release(&pc)?;
-    pc.wait_windows(WINDOWS_LIMIT)?;
-    pc.power_off()?;
-    pc.assert_disk_untouched()?;
-    drop(pc);
-    lab.succeeded();
-    Ok(())
+    lab.back_in_windows(pc, WINDOWS_LIMIT)
 }
 
 /// The PC says why on its screen and to the head, and is in its own Windows a minute later.

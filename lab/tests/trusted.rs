@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use cid_protocol::peer::PeerNodes;
 use cidlab::head::program;
 use cidlab::run::run;
-use cidlab::{Lab, Machine, Pc, UP_LIMIT, WINDOWS_LIMIT};
+use cidlab::{Lab, Machine, UP_LIMIT, WINDOWS_LIMIT};
 
 /// From `up` until the node holds the head's word for it; the machine is slow.
 const HISTORY_LIMIT: Duration = Duration::from_secs(60);
@@ -49,16 +49,7 @@ fn trusted(name: &str, machine: Machine) -> Result<()> {
     let frames = lab.frames(&format!("tcp port 3101 and host {address}"))?;
     ensure!(!frames.is_empty(), "no frame of the connection was captured");
     lab.release(&pc)?;
-    back_in_windows(lab, pc)
-}
-
-fn back_in_windows(lab: Lab, mut pc: Pc) -> Result<()> {
-    pc.wait_windows(WINDOWS_LIMIT)?;
-    pc.power_off()?;
-    pc.assert_disk_untouched()?;
-    drop(pc);
-    lab.succeeded();
-    Ok(())
+    lab.back_in_windows(pc, WINDOWS_LIMIT)
 }
 
 /// What the node at `address` says, with the administrator's certificate.

@@ -10,7 +10,6 @@
 //! | [`capabilities`] | what programs started from here inherit |
 //! | [`signals`] | the signal mask of a child |
 //! | [`root`] | living in another root: mount namespace, capability bounding set, ids |
-//! | [`loop_device`] | a file as a block device |
 //! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
 //! | [`tcp`] | what the kernel counts of a TCP connection |
 //! | [`terminal`] | columns and rows of a terminal |
@@ -20,7 +19,6 @@ pub mod capabilities;
 pub mod clock;
 pub mod descriptors;
 pub mod evdev;
-pub mod loop_device;
 pub mod modules;
 pub mod root;
 pub mod signals;

@@ -9,6 +9,7 @@ use toml::Spanned;
 
 use super::parse::Context;
 use super::{Located, RecipeError, nearest};
+use crate::stage2::FORMAT;
 
 /// A validated `[root]` section.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,8 +20,6 @@ pub struct RootRecipe {
     pub base: Located<Base>,
     /// Packages of a Debian base, dependencies not counted.
     pub packages: Vec<Located<String>>,
-    /// What file system it becomes; the builder's default when absent.
-    pub format: Option<Located<RootFormat>>,
     /// Folders that are laid over the base, in order.
     pub overlays: Vec<Located<PathBuf>>,
     /// What templates in overlays may name as `values.NAME`.
@@ -61,16 +60,6 @@ impl std::fmt::Display for Base {
             Base::Tar(path) => write!(f, "tar:{}", path.display()),
         }
     }
-}
-
-/// File system of `root.img`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum RootFormat {
-    /// EROFS.
-    Erofs,
-    /// SquashFS.
-    Squashfs,
 }
 
 /// A user that the root has beside those of its packages. Nobody has a password.
@@ -226,10 +215,12 @@ impl Context<'_> {
             );
             return Err(self.error(bad.line, problem));
         }
+        if let Some(format) = raw.format {
+            self.format(format)?;
+        }
         Ok(RootRecipe {
             line,
             packages: packages.collect::<Result<_, _>>()?,
-            format: raw.format.map(|format| self.format(format)).transpose()?,
             overlays: raw
                 .overlays
                 .into_iter()
@@ -286,22 +277,17 @@ impl Context<'_> {
         })
     }
 
-    fn format(&self, raw: Spanned<String>) -> Result<Located<RootFormat>, RecipeError> {
+    /// There is one file system of roots; a recipe may name it.
+    fn format(&self, raw: Spanned<String>) -> Result<(), RecipeError> {
         let text = self.located(raw);
-        let value = match text.value.as_str() {
-            "erofs" => RootFormat::Erofs,
-            "squashfs" => RootFormat::Squashfs,
-            other => {
-                return Err(self.error(
-                    text.line,
-                    format!("format {other:?}: use \"erofs\" or \"squashfs\""),
-                ));
-            }
-        };
-        Ok(Located {
-            value,
-            line: text.line,
-        })
+        if text.value == FORMAT {
+            return Ok(());
+        }
+        let problem = format!(
+            "format {:?}: root images are {FORMAT:?} (docs/decisions/0008-root-format.md): remove this line",
+            text.value
+        );
+        Err(self.error(text.line, problem))
     }
 
     fn user(&self, raw: RawUser) -> Result<User, RecipeError> {

@@ -4,7 +4,6 @@
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -15,7 +14,7 @@ use oci_spec::image::{Descriptor, ImageConfiguration, ImageIndex, ImageManifest,
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 
-use super::tree::{Tree, Whiteouts};
+use super::tree::{Stretch, Tree, Whiteouts};
 use crate::progress::Progress;
 
 /// One image, its configuration read and checked, its layers not yet.
@@ -365,22 +364,6 @@ impl Blobs {
             bail!("{name}: its content has another digest: the file is damaged, make it again");
         }
         Ok(bytes)
-    }
-}
-
-struct Stretch<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
-}
-
-impl Read for Stretch<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
-        let got = self.file.read_at(&mut buffer[..wanted], self.at)?;
-        self.at += got as u64;
-        self.left -= got as u64;
-        Ok(got)
     }
 }
 

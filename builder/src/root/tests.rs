@@ -190,6 +190,10 @@ fn each_refusal_is_one_line_with_its_place() {
             "try.toml:4: base \"debian\": give \"debian:SUITE\"",
         ),
         (
+            "base = \"dir:base\"\nformat = \"squashfs\"\n",
+            "try.toml:5: format \"squashfs\": root images are \"erofs\"",
+        ),
+        (
             "base = \"dir:base\"\npackages = [\"gcc\"]\n",
             "try.toml:5: packages want base",
         ),

@@ -128,10 +128,11 @@ impl Content {
     }
 }
 
-struct Stretch<'a> {
-    file: &'a File,
-    at: u64,
-    left: u64,
+/// A stretch of a file; one that is shorter than it was is an error.
+pub(super) struct Stretch<'a> {
+    pub(super) file: &'a File,
+    pub(super) at: u64,
+    pub(super) left: u64,
 }
 
 impl Read for Stretch<'_> {

@@ -1,16 +1,16 @@
-//! From an image in memory to a root: EROFS or SquashFS, read-only, below an overlay in memory, with the few other file systems
-//! that programs expect. Must never use a block device that is not a file of ours in memory, nor show one inside.
+//! From an image in memory to a root: EROFS, read-only, below an overlay in memory, with the few other file systems that programs
+//! expect. Must never use a block device, nor show one inside.
 //!
 //! EROFS is mounted from the file itself (Linux 6.12): no block device comes into being at all. That takes a file whose pages are the
-//! page cache, as ramfs has them; the same file on tmpfs is refused with `ENOTBLK`. SquashFS needs a loop device.
+//! page cache, as ramfs has them; the same file on tmpfs is refused with `ENOTBLK`.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
+use cid_content::manifest::Format;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
@@ -18,22 +18,6 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 pub(crate) const FOLDER: &str = "/run/cid-root";
 /// What programs of the root see as `/`.
 pub(crate) const ROOT: &str = "/run/root";
-
-/// The file system of an image.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Format {
-    Erofs,
-    Squashfs,
-}
-
-impl Format {
-    fn kind(self) -> &'static str {
-        match self {
-            Self::Erofs => "erofs",
-            Self::Squashfs => "squashfs",
-        }
-    }
-}
 
 /// No devices but ours, and nobody becomes more than they were started as: set-user-ID programs of an image have no effect.
 const TAME: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
@@ -88,12 +72,8 @@ pub(crate) fn mount_root(image: &Path, format: Format, scratch_bytes: u64) -> Re
     for path in [&lower, &scratch, root] {
         make_folder(path)?;
     }
-    let source = match format {
-        Format::Erofs => image.to_owned(),
-        Format::Squashfs => loop_device(image)?,
-    };
     let flags = TAME | MsFlags::MS_RDONLY;
-    attach_from(&source, &lower, format.kind(), flags, "")?;
+    attach_from(image, &lower, format.word(), flags, "")?;
     let size = format!("mode=0755,size={scratch_bytes}");
     attach("cid-scratch", &scratch, "tmpfs", TAME, &size)?;
     for (name, mode) in [
@@ -172,31 +152,6 @@ fn devices(dev: &Path, shm: &Path) -> Result<()> {
     let options = "newinstance,gid=5,mode=0620,ptmxmode=0666";
     attach("devpts", &dev.join("pts"), "devpts", DEVICES, options)?;
     bind(shm, &dev.join("shm"))
-}
-
-/// Shows a file of ours as a block device, since SquashFS takes nothing else. PID 1's helper loads the driver, as the kernel would
-/// have it do; a node that boots an image without a root never comes here, and has no such driver.
-fn loop_device(image: &Path) -> Result<PathBuf> {
-    let _ = Command::new("/init").args(["-q", "--", "loop"]).status();
-    let control = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/loop-control");
-    let control = control.context("the image's stage 1 has no driver `loop`, which SquashFS needs")?;
-    let file = File::open(image).with_context(|| format!("open {}", image.display()))?;
-    for _ in 0..8 {
-        let number = cid_sys::loop_device::free_number(&control).context("a loop device")?;
-        let path = PathBuf::from(format!("/dev/loop{number}"));
-        let device = File::open(&path).with_context(|| format!("open {}", path.display()))?;
-        match cid_sys::loop_device::show(&device, &file) {
-            Ok(()) => return Ok(path),
-            Err(error) if error.kind() == ErrorKind::ResourceBusy => {}
-            Err(error) => {
-                return Err(error).with_context(|| format!("{} as {}", image.display(), path.display()));
-            }
-        }
-    }
-    bail!("no loop device is free")
 }
 
 fn attach(source: &str, target: &Path, kind: &str, flags: MsFlags, options: &str) -> Result<()> {

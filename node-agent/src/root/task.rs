@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::fetch::{Fetch, Fetched, MAX_DECLINED};
 use super::memory::Memory;
-use super::mount::{self, Format};
+use super::mount;
 use super::peer::Caller;
 use super::serve::Offer;
 use super::store::Store;
@@ -294,10 +294,7 @@ impl Task {
 
     async fn mount(&mut self, manifest: &RootManifest, image: PathBuf) -> anyhow::Result<()> {
         (self.news)(News::Progress(format!("mounts {}", manifest.image)));
-        let format = match manifest.format {
-            cid_content::manifest::Format::Erofs => Format::Erofs,
-            cid_content::manifest::Format::Squashfs => Format::Squashfs,
-        };
+        let format = manifest.format;
         let free = Memory::parse(&crate::hardware::read("/proc/meminfo")).available * 1024;
         let work = move || mount::mount_root(&image, format, free / SCRATCH_PART);
         tokio::task::spawn_blocking(work).await??;
