@@ -143,10 +143,16 @@ impl Node {
     pub(super) fn lost(&mut self, now: Duration, why: &str) {
         self.disconnect();
         self.state = State::Searching {
-            retry_at: now + self.retry,
+            retry_at: now + self.some_of(self.retry),
         };
         self.retry = (self.retry * 2).min(LAST_RETRY);
         self.say(&format!("{why}; trying again"));
+    }
+
+    /// Somewhere in the second half of this wait, to a 1,024th.
+    fn some_of(&mut self, wait: Duration) -> Duration {
+        let part = u32::try_from(self.random.below(513)).unwrap_or(0);
+        wait * (512 + part) / 1024
     }
 
     pub(super) fn disconnect(&mut self) {

@@ -12,6 +12,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::time::Duration;
 
 use cid_discovery::NodeState;
+use cid_discovery::random::Random;
 use cid_protocol::node::{
     Certificate, Ending, GroupKey, Leaving, MEMBER_PULSE_SECS, MemberTicket, PULSE_SECS, ToNode, WayHome,
 };
@@ -31,9 +32,11 @@ const PULSE: Duration = Duration::from_secs(PULSE_SECS);
 const MEMBER_PULSE: Duration = Duration::from_secs(MEMBER_PULSE_SECS);
 /// A member that did not hear its head for this long asks over the connection: by datagrams it asks every 10 s, give or take an eighth.
 const MEMBER_BOUND: Duration = Duration::from_secs(13);
-/// Between attempts; doubles from the first to the last.
+/// Between attempts, at the most; doubles from the first to the last. Each wait is drawn from its second half: a room that loses its head
+/// loses it in one moment, and a thousand handshakes at once are more than a head can do in one. A head that is back has ten seconds to
+/// hear all of them; the last wait leaves it six.
 const FIRST_RETRY: Duration = Duration::from_millis(500);
-const LAST_RETRY: Duration = Duration::from_secs(5);
+const LAST_RETRY: Duration = Duration::from_secs(4);
 /// How long other links wait for the one the firmware booted from to get its address.
 const BOOT_LINK_HEAD_START: Duration = Duration::from_secs(3);
 /// A head that refuses this node is asked again this often, ...
@@ -57,6 +60,8 @@ pub(crate) struct Config {
     pub(crate) heard: Option<Duration>,
     /// What the node can show its head.
     pub(crate) standing: Standing,
+    /// By which attempts of a room are spread; differs between machines.
+    pub(crate) seed: u64,
 }
 
 /// What this boot can show a head.
@@ -176,6 +181,7 @@ pub(crate) struct Node {
     /// The same of the membership's datagrams alone.
     member_heard: Option<Duration>,
     retry: Duration,
+    random: Random,
     first_address_at: Option<Duration>,
     last_tried: Option<u32>,
     refused: Option<(Duration, String)>,
@@ -200,6 +206,7 @@ impl Node {
     /// A node that has seen nothing yet. `now` is the beginning of the bail-out time, unless an agent before this one heard the head.
     pub(crate) fn new(now: Duration, config: Config) -> Self {
         let heard = config.heard.map_or(now, |at| at.min(now));
+        let seed = config.seed;
         let mut node = Self {
             config,
             links: BTreeMap::new(),
@@ -208,6 +215,7 @@ impl Node {
             heard,
             member_heard: None,
             retry: FIRST_RETRY,
+            random: Random::new(seed),
             first_address_at: None,
             last_tried: None,
             refused: None,

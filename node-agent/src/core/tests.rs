@@ -27,6 +27,10 @@ fn link(index: u32, carrier: bool) -> Link {
 }
 
 fn node(boot_index: Option<u8>) -> Node {
+    seeded(boot_index, 1)
+}
+
+fn seeded(boot_index: Option<u8>, seed: u64) -> Node {
     let boot_mac = boot_index.map(|last| [0x52, 0x54, 0, 0, 0, last]);
     Node::new(
         at(0),
@@ -36,6 +40,7 @@ fn node(boot_index: Option<u8>) -> Node {
             bail_out: at(600),
             heard: None,
             standing: Standing::Certified,
+            seed,
         },
     )
 }
@@ -234,6 +239,50 @@ fn a_silent_head_is_left_after_ten_seconds_and_the_pc_goes_home_after_bail_out()
     // Beyond the reply to the hello the head was never heard.
     let home = Output::Tell(FromAgent::Home("head unreachable for 10 min".into()));
     assert_eq!(wanted.last(), Some(&(601, home)));
+}
+
+/// When a node that lost its head at this second calls again, while nobody is there; in milliseconds.
+fn redials(seed: u64, lost: u64, until: u64) -> Vec<u128> {
+    let mut n = seeded(Some(1), seed);
+    n.handle_links(at(0), vec![link(1, true)]);
+    n.handle_address(at(1), 1, Some(FIRST));
+    n.handle_connected(at(1));
+    n.handle_message(at(1), welcome());
+    n.handle_closed(at(lost), "connection reset");
+    let mut dials = Vec::new();
+    let mut now = at(lost);
+    while now < at(until) {
+        if drain(&mut n).iter().any(|output| matches!(output, Output::Connect { .. })) && now > at(lost) {
+            dials.push((now - at(lost)).as_millis());
+            n.handle_closed(now, "connection refused");
+        }
+        now = n.next_deadline().expect("running").max(now);
+        n.handle_deadline(now);
+    }
+    dials
+}
+
+/// A room loses its head in one moment. Whenever a head is back, everybody calls within four seconds, and no tenth of a second brings much
+/// more than its share of them.
+#[test]
+fn a_room_that_lost_its_head_does_not_call_in_step() {
+    let room: Vec<Vec<u128>> = (0..1_000).map(|seed| redials(seed, 5, 95)).collect();
+    for dials in &room {
+        assert!((250..=500).contains(&dials[0]), "{dials:?}");
+        let longest = dials.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(longest <= Some(4_000), "{dials:?}");
+        let last = dials.len() as u128;
+        assert!(last >= 90_000 / 4_000, "{last}");
+    }
+    for back in (0..80_000).step_by(700) {
+        let next = |dials: &Vec<u128>| dials.iter().find(|dial| **dial >= back).copied();
+        let mut calls: Vec<u128> = room.iter().filter_map(next).map(|dial| dial - back).collect();
+        assert_eq!(calls.len(), 1_000);
+        calls.sort_unstable();
+        let bound = if back > 10_000 { 90 } else { 500 };
+        let most = (0..40).map(|tenth| calls.iter().filter(|call| **call / 100 == tenth).count());
+        assert!(most.max() <= Some(bound), "back after {back} ms: {calls:?}");
+    }
 }
 
 /// Seconds in which pulses leave while the membership hears the head in every second of `heard`.

@@ -171,7 +171,8 @@ pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<
     let keep = Keep::new(ground.folder());
     let credentials = Credentials::load(&cmdline, keep.clone());
     let seating = members::Seating::new(keep.clone());
-    let mut config = config_from(&cmdline, &credentials);
+    let seed = seed();
+    let mut config = config_from(&cmdline, &credentials, seed);
     config.heard = keep.head_heard();
     config.bail_out = seating.bail_out().unwrap_or(config.bail_out);
     let boot_mac = config
@@ -183,7 +184,6 @@ pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
         .as_millis();
-    let seed = seed();
     // The hardware clock orders boots; the seed tells those apart that it does not.
     let incarnation = u64::try_from(now_ms).unwrap_or(0);
     let announcer = Announcer::new(NodeId::of_machine(&ground.uuid(), boot_mac), incarnation, seed);
@@ -234,7 +234,7 @@ fn watch_links(sender: Sender<Event>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config {
+fn config_from(line: &str, credentials: &Result<Credentials, String>, seed: u64) -> Config {
     let secs = cmdline::lookup(line, cmdline::BAIL_OUT).and_then(|value| value.parse().ok());
     Config {
         head: cmdline::lookup(line, cmdline::HEAD).and_then(|value| value.parse().ok()),
@@ -246,6 +246,7 @@ fn config_from(line: &str, credentials: &Result<Credentials, String>) -> Config 
             Ok(_) => Standing::Stranger,
             Err(why) => Standing::Nobody(why.clone()),
         },
+        seed,
     }
 }
 

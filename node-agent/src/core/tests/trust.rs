@@ -9,6 +9,7 @@ fn with_standing(standing: Standing) -> Node {
         bail_out: at(600),
         heard: None,
         standing,
+        seed: 1,
     };
     Node::new(at(0), config)
 }
