@@ -66,9 +66,22 @@ fn head_dies(rig: &mut Rig, down: Duration) -> Result<u64> {
 
 /// Waits until the head that runs now, which remembers who was up, has heard every one of them itself; returns how long that took.
 fn all_heard_again(rig: &Rig, count: usize, since: u64, limit: Duration) -> Result<Duration> {
-    head_says(rig, "it has heard all", limit, |nodes| {
-        all_up(nodes, count) && nodes.iter().filter(|node| node.last_seen_unix >= since).count() >= count
-    })
+    let started = std::time::Instant::now();
+    // When so many of a hundred were heard.
+    let marks = std::cell::RefCell::new(Vec::new());
+    let took = head_says(rig, "it has heard all", limit, |nodes| {
+        let heard = nodes.iter().filter(|node| node.last_seen_unix >= since).count();
+        let mut marks = marks.borrow_mut();
+        let next = |marks: &Vec<_>| [50, 90, 99].get(marks.len()).copied();
+        while let Some(percent) = next(&marks)
+            && heard * 100 >= count * percent
+        {
+            marks.push((percent, started.elapsed()));
+        }
+        all_up(nodes, count) && heard >= count
+    })?;
+    println!("heard, of a hundred: {:.1?}, all {took:.1?}", marks.into_inner());
+    Ok(took)
 }
 
 /// Every PC is up, by its own word.
