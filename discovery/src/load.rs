@@ -11,8 +11,10 @@ use crate::identity::NodeId;
 
 /// An unchanged vector is told again after this long, and longer in rooms above [`REFRESH_MEMBERS`].
 pub const REFRESH: Duration = Duration::from_secs(30);
-/// Above so many members the refresh stretches in proportion, so that a member's traffic stays constant.
-pub const REFRESH_MEMBERS: usize = 100;
+/// Above so many members the refresh stretches in proportion, so that a member's traffic stays constant, ...
+pub const REFRESH_MEMBERS: usize = 50;
+/// ... up to this: an entry that is still true must not grow older than [`MAX_AGE_TENTHS`].
+pub const LONGEST_REFRESH: Duration = Duration::from_secs(1_500);
 /// How often each member passes an entry on before it is silent about it.
 const SENDS: u8 = 3;
 /// An older entry is not shown: its owner is gone or cut off.
@@ -104,13 +106,15 @@ impl LoadBook {
         }
     }
 
-    /// Our own load: news when it took a step or was told too long ago. `members` stretches that time.
+    /// Our own load: news when it took a step, or when its turn came since it was told. `members` stretches the time between turns.
     pub fn handle_own(&mut self, now: Duration, vector: LoadVector, members: usize) {
-        let stretch = u32::try_from(members / REFRESH_MEMBERS).unwrap_or(1).max(1);
+        let refresh = stretched(members);
+        // A room is switched on in one moment: each has its turn at another part of that time, by its id.
+        let [.., e, f] = self.me;
+        let offset = refresh * u32::from(u16::from_be_bytes([e, f])) / (1 << 16);
+        let turn = |at: Duration| (at + offset).as_millis() / refresh.as_millis();
         let told = self.entries.get(&self.me);
-        // Nobody's refresh falls together with everybody's.
-        let refresh = REFRESH * stretch * (896 + u32::from(self.me[5])) / 1024;
-        if told.is_none_or(|told| vector.differs(told.vector) || now >= told.measured + refresh) {
+        if told.is_none_or(|told| vector.differs(told.vector) || turn(now) > turn(told.measured)) {
             self.insert(now, self.me, vector, now);
         }
     }
@@ -195,6 +199,12 @@ impl LoadBook {
     }
 }
 
+/// How long an unchanged vector stays untold in a room of so many.
+fn stretched(members: usize) -> Duration {
+    let members = u32::try_from(members.max(REFRESH_MEMBERS)).unwrap_or(u32::MAX);
+    (REFRESH.saturating_mul(members) / REFRESH_MEMBERS as u32).min(LONGEST_REFRESH)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -246,6 +256,48 @@ mod tests {
             None,
             "nobody tells us our own load"
         );
+    }
+
+    #[test]
+    fn a_room_of_any_size_tells_as_many_vectors_in_a_second_and_none_is_forgotten_while_true() {
+        let told = |members: usize| members as f64 / stretched(members).as_secs_f64();
+        for members in [50, 51, 99, 100, 200, 1_000, 2_500] {
+            assert!((told(members) - told(50)).abs() < 0.001, "{members}");
+        }
+        assert!(told(13) < told(50) && stretched(13) == REFRESH);
+        let oldest = Duration::from_millis(u64::from(MAX_AGE_TENTHS) * 100);
+        assert!(stretched(10_000) < oldest);
+    }
+
+    #[test]
+    fn a_room_that_was_switched_on_in_one_moment_does_not_tell_its_loads_in_chorus() {
+        let members = 1_000;
+        let told = |number: u16| -> Vec<u64> {
+            let mut id = [0; 16];
+            id[4..6].copy_from_slice(&crate::random::mix(u64::from(number)).to_be_bytes()[..2]);
+            let mut book = LoadBook::new(NodeId(id), 8);
+            let mut tells = |second: &u64| {
+                let now = Duration::from_secs(*second);
+                book.handle_own(now, vector(20), members);
+                book.entries[&short(NodeId(id))].measured == now
+            };
+            (20..2_000).filter(&mut tells).collect()
+        };
+        let room: Vec<Vec<u64>> = (0..1_000).map(told).collect();
+        let longest = |told: &Vec<u64>| told.windows(2).map(|pair| pair[1] - pair[0]).max();
+        assert!(
+            room.iter()
+                .all(|told| longest(told) <= Some(stretched(members).as_secs()))
+        );
+        // A twentieth of the time between turns has a twentieth of the room, and half as much again.
+        for from in (21..1_900).step_by(30) {
+            let these = room
+                .iter()
+                .flatten()
+                .filter(|second| (from..from + 30).contains(*second));
+            let count = these.count();
+            assert!((25..=75).contains(&count), "{count} from {from} s");
+        }
     }
 
     #[test]

@@ -42,9 +42,11 @@ pub const BUSY_INTERVAL: Duration = Duration::from_millis(400);
 pub const CONTACT_INTERVAL: Duration = Duration::from_secs(5);
 /// How often it asks a head that did not answer.
 pub const RETRY_HEAD: Duration = Duration::from_secs(2);
-/// A greeting to the group, for those that never heard of us; in rooms above [`crate::load::REFRESH_MEMBERS`] longer,
+/// A greeting to the group, for those that never heard of us; in rooms above [`HELLO_MEMBERS`] longer,
 /// in proportion, so that what everybody must hear stays constant.
 pub const HELLO_INTERVAL: Duration = Duration::from_secs(30);
+/// Up to so many members greet in that rhythm.
+pub const HELLO_MEMBERS: usize = 100;
 /// Rumours are passed on in this rhythm, while there are any.
 pub const GOSSIP_INTERVAL: Duration = Duration::from_millis(50);
 /// To so many members at a time.

@@ -3,9 +3,11 @@
 use alloc::vec::Vec;
 use core::time::Duration;
 
-use super::{GOSSIP_FAN, GOSSIP_INTERVAL, GOSSIP_LOADS, HEAD_FAN, HELLO_INTERVAL, LOADS_BURST, LOADS_WINDOW};
+use super::{
+    GOSSIP_FAN, GOSSIP_INTERVAL, GOSSIP_LOADS, HEAD_FAN, HELLO_INTERVAL, HELLO_MEMBERS, LOADS_BURST,
+    LOADS_WINDOW,
+};
 use super::{Membership, Output, Records, To};
-use crate::load::REFRESH_MEMBERS;
 use crate::roster::Member;
 use crate::wire::{Kind, Liveness, MAX_LOADS, MAX_RUMORS, Message, Rumor};
 
@@ -117,7 +119,7 @@ impl Membership {
         let early = Duration::from_millis(125 << self.timers.hellos.min(8));
         let alone = !self.synced;
         // The group hears as many greetings of a thousand members as of a hundred.
-        let stretch = u32::try_from(self.roster.present() / REFRESH_MEMBERS).unwrap_or(u32::MAX);
+        let stretch = u32::try_from(self.roster.present() / HELLO_MEMBERS).unwrap_or(u32::MAX);
         let pause = if alone || self.timers.hellos < EARLY_HELLOS {
             early.min(HELLO_INTERVAL)
         } else {

@@ -118,8 +118,12 @@ fn a_killed_head_has_a_thousand_back_within_ten_seconds() -> Result<()> {
 fn head_says_so_much(rig: &Rig) -> Result<u64> {
     let metrics = rig.head.control().metrics()?;
     let of = |name: &str| {
-        let found = metrics.iter().find(|(key, _)| key.contains(&format!("\"{name}\"")));
-        found.map(|(_, value)| *value).with_context(|| format!("no {name}"))
+        let found = metrics
+            .iter()
+            .find(|(key, _)| key.contains(&format!("\"{name}\"")));
+        found
+            .map(|(_, value)| *value)
+            .with_context(|| format!("no {name}"))
     };
     Ok(of("bytes-out")? + 42 * of("datagrams-out")?)
 }

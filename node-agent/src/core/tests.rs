@@ -252,7 +252,11 @@ fn redials(seed: u64, lost: u64, until: u64) -> Vec<u128> {
     let mut dials = Vec::new();
     let mut now = at(lost);
     while now < at(until) {
-        if drain(&mut n).iter().any(|output| matches!(output, Output::Connect { .. })) && now > at(lost) {
+        if drain(&mut n)
+            .iter()
+            .any(|output| matches!(output, Output::Connect { .. }))
+            && now > at(lost)
+        {
             dials.push((now - at(lost)).as_millis());
             n.handle_closed(now, "connection refused");
         }
