@@ -19,6 +19,9 @@ pub const LONGEST_REFRESH: Duration = Duration::from_secs(1_500);
 const SENDS: u8 = 3;
 /// An older entry is not shown: its owner is gone or cut off.
 pub const MAX_AGE_TENTHS: u16 = 30_000;
+/// What was older when it was learned is not passed on by the head: its owner told it before. A head that comes back learns a whole room's
+/// loads within seconds, and a thousand times a thousand of them would stand in the way of who calls it.
+const LATE: Duration = Duration::from_secs(30);
 /// Closer measurements than this are the same one, seen through different delays.
 const SAME: Duration = Duration::from_millis(250);
 
@@ -124,12 +127,12 @@ impl LoadBook {
         Some(self.entries.get(&self.me)?.entry(now, self.me))
     }
 
-    /// What was learned within `window`, the freshest first, at most `most`.
+    /// What was learned within `window` while it was new, the freshest first, at most `most`.
     pub fn recent(&self, now: Duration, window: Duration, most: usize) -> Vec<LoadEntry> {
         let news = self
             .entries
             .iter()
-            .filter(|(_, known)| now < known.learned + window);
+            .filter(|(_, known)| now < known.learned + window && known.learned < known.measured + LATE);
         let mut recent: Vec<LoadEntry> = news.map(|(key, known)| known.entry(now, *key)).collect();
         if recent.len() > most {
             recent.sort_by_key(|entry| entry.age_tenths);
@@ -298,6 +301,26 @@ mod tests {
             let count = these.count();
             assert!((25..=75).contains(&count), "{count} from {from} s");
         }
+    }
+
+    #[test]
+    fn a_head_that_comes_back_does_not_tell_a_room_what_it_knows() {
+        let mut head = LoadBook::new(NodeId([1; 16]), 100);
+        let entry = |id: u8, age_tenths| LoadEntry {
+            short: [id; 6],
+            age_tenths,
+            vector: vector(1),
+        };
+        let now = 600 * SECOND;
+        head.handle_entries(now, &[entry(2, 0), entry(3, 110), entry(4, 310), entry(5, 2_900)]);
+        let mut told = head.recent(now + SECOND, 22 * SECOND, 100);
+        told.sort_by_key(|entry| entry.short);
+        assert_eq!(told, [entry(2, 10), entry(3, 120)]);
+        assert!(
+            head.load_of(now, NodeId([5; 16])).is_some(),
+            "it knows them itself"
+        );
+        assert!(head.recent(now + 22 * SECOND, 22 * SECOND, 100).is_empty());
     }
 
     #[test]
