@@ -82,6 +82,10 @@ pub(super) fn survive(rig: &mut Rig, crowd: &mut Crowd, downs: &[Duration]) -> R
             "{count} nodes, head back after {} s: all heard {took:.1?} after it answers",
             down.as_secs()
         );
+        // Of this head alone: what it did not take, and why.
+        let mut metrics = rig.head.control().metrics()?;
+        metrics.retain(|name, count| name.contains("drops_total") && *count > 0);
+        println!("not taken: {metrics:?}");
         let events = rig.head.control().events()?;
         restart::is_prefix(&told, &events)?;
         they_hold(rig, crowd, before)?;
