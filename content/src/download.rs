@@ -98,6 +98,8 @@ pub enum Output {
         /// What was wrong.
         error: ChunkError,
     },
+    /// What came from the head was wrong: tell it. The chunk is asked for again.
+    WrongFromHead(ChunkError),
     /// The head itself gives wrong bytes, again and again.
     BadHead(ChunkError),
     /// Every chunk is there and checked.

@@ -104,6 +104,13 @@ struct Node<N> {
     accusers: BTreeSet<N>,
 }
 
+impl<N> Node<N> {
+    /// Nobody is sent to it: what it has or fetches is as good as not there.
+    fn is_shunned(&self) -> bool {
+        self.accusers.len() >= ACCUSERS
+    }
+}
+
 /// One image's distribution, as the head sees it. `N` names a node.
 #[derive(Debug)]
 pub struct Tickets<N> {
@@ -183,7 +190,7 @@ impl<N: Copy + Ord> Tickets<N> {
     }
 
     /// A node says that another gave it a wrong chunk.
-    pub fn handle_accusation(&mut self, accuser: N, accused: N) -> Accused {
+    pub fn handle_accusation(&mut self, now: Duration, accuser: N, accused: N) -> Accused {
         self.counters.accusations += 1;
         let Some(node) = self.nodes.get_mut(&accuser) else {
             return Accused::Ignored;
@@ -198,14 +205,21 @@ impl<N: Copy + Ord> Tickets<N> {
             return Accused::Ignored;
         };
         // No more than it takes.
-        if node.accusers.len() < ACCUSERS {
-            node.accusers.insert(accuser);
+        if node.is_shunned() {
+            return Accused::Shunned;
         }
-        if node.accusers.len() < ACCUSERS {
-            Accused::Noted
-        } else {
-            Accused::Shunned
+        node.accusers.insert(accuser);
+        if !node.is_shunned() {
+            return Accused::Noted;
         }
+        // What only it has is given to somebody else.
+        node.have
+            .iter()
+            .for_each(|chunk| change(&mut self.holders, chunk, -1));
+        let open = node.tickets.keys();
+        open.for_each(|chunk| change(&mut self.open, *chunk, -1));
+        self.act(now);
+        Accused::Shunned
     }
 
     /// A node is no longer there: its tickets go to others, and what only it had is given again.
@@ -213,12 +227,13 @@ impl<N: Copy + Ord> Tickets<N> {
         let Some(node) = self.nodes.remove(&id) else {
             return;
         };
-        for chunk in node.have.iter() {
-            change(&mut self.holders, chunk, -1);
-        }
-        for chunk in node.tickets.keys() {
-            change(&mut self.open, *chunk, -1);
-            self.in_flight -= 1;
+        self.in_flight -= node.tickets.len();
+        if !node.is_shunned() {
+            node.have
+                .iter()
+                .for_each(|chunk| change(&mut self.holders, chunk, -1));
+            let open = node.tickets.keys();
+            open.for_each(|chunk| change(&mut self.open, *chunk, -1));
         }
         self.queue.retain(|waiting| *waiting != id);
         for other in self.nodes.values_mut() {
@@ -322,7 +337,8 @@ impl<N: Copy + Ord> Tickets<N> {
 
     fn take_have(&mut self, id: N, have: Bitmap) {
         if let Some(node) = self.nodes.get_mut(&id) {
-            for (chunk, come) in node.have.changes(&have) {
+            let changes = node.have.changes(&have).filter(|_| !node.is_shunned());
+            for (chunk, come) in changes {
                 change(&mut self.holders, chunk, if come { 1 } else { -1 });
             }
             node.have = have;
@@ -333,8 +349,10 @@ impl<N: Copy + Ord> Tickets<N> {
         if let Some(node) = self.nodes.get_mut(&id)
             && node.tickets.remove(&chunk).is_some()
         {
-            change(&mut self.open, chunk, -1);
             self.in_flight -= 1;
+            if !node.is_shunned() {
+                change(&mut self.open, chunk, -1);
+            }
         }
     }
 
@@ -344,7 +362,7 @@ impl<N: Copy + Ord> Tickets<N> {
             return;
         };
         let useful = |(other, peer): &(&N, &Node<N>)| {
-            **other != id && peer.accusers.len() < ACCUSERS && !node.accused.contains(other)
+            **other != id && !peer.is_shunned() && !node.accused.contains(other)
         };
         let mut fresh: Vec<N> = self
             .nodes
@@ -371,10 +389,8 @@ impl<N: Copy + Ord> Tickets<N> {
         if peers.is_empty() {
             return;
         }
-        let new = self.nodes.get(&id).is_some_and(|node| node.told.is_empty());
-        for other in peers.iter().take(if new { SENT_TO_NEW } else { 0 }) {
-            let (node, peers) = (*other, vec![id]);
-            self.outputs.push_back(Output::Peers { node, peers });
+        if self.nodes.get(&id).is_some_and(|node| node.told.is_empty()) {
+            self.send_some_to(id);
         }
         if let Some(node) = self.nodes.get_mut(&id) {
             if again {
@@ -385,9 +401,33 @@ impl<N: Copy + Ord> Tickets<N> {
         self.outputs.push_back(Output::Peers { node: id, peers });
     }
 
+    /// Names a new node to those who were told of the fewest: who has as many peers as it asks would not ask this one, and what nobody
+    /// asks a node for stays there.
+    fn send_some_to(&mut self, id: N) {
+        let mut others: Vec<(usize, u64, N)> = Vec::new();
+        for (other, node) in &self.nodes {
+            if *other != id && !node.have.is_full() && !node.told.contains(&id) {
+                others.push((node.told.len(), self.random.draw(), *other));
+            }
+        }
+        others.sort_unstable();
+        for (_, _, other) in others.into_iter().take(SENT_TO_NEW) {
+            if let Some(node) = self.nodes.get_mut(&other) {
+                node.told.insert(id);
+            }
+            self.outputs.push_back(Output::Peers {
+                node: other,
+                peers: vec![id],
+            });
+        }
+    }
+
     /// Gives tickets while there are places: what nobody has to whoever waits longest, then what others have to the starving.
     fn act(&mut self, now: Duration) {
-        while self.in_flight < self.at_a_time && !self.queue.is_empty() {
+        // Each has one turn: somebody may be starving while all that it lacks is on its way to it.
+        let mut turns = self.queue.len();
+        while self.in_flight < self.at_a_time && turns > 0 {
+            turns -= 1;
             let Some(id) = self.first_to_be_served() else {
                 return;
             };
@@ -402,7 +442,6 @@ impl<N: Copy + Ord> Tickets<N> {
                 let Some((chunk, first)) = self.next_for(id) else {
                     break;
                 };
-                change(&mut self.open, chunk, 1);
                 self.in_flight += 1;
                 if first {
                     self.counters.first += 1;
@@ -411,6 +450,9 @@ impl<N: Copy + Ord> Tickets<N> {
                 }
                 if let Some(node) = self.nodes.get_mut(&id) {
                     node.tickets.insert(chunk, now + VALID);
+                    if !node.is_shunned() {
+                        change(&mut self.open, chunk, 1);
+                    }
                 }
                 chunks.push(chunk);
             }
@@ -418,9 +460,8 @@ impl<N: Copy + Ord> Tickets<N> {
                 node.waits = chunks.is_empty();
             }
             if chunks.is_empty() {
-                // Starving, and all that it lacks is on its way to it.
                 self.queue.push_back(id);
-                return;
+                continue;
             }
             self.outputs.push_back(Output::Tickets {
                 node: id,
@@ -430,13 +471,17 @@ impl<N: Copy + Ord> Tickets<N> {
         }
     }
 
-    /// Out of the queue: the first, if there is a chunk that nobody has, else the first who is starving.
+    /// Out of the queue: the first, if there is a chunk that nobody has, else the first who is starving. Who is shunned comes last, and
+    /// only when it is starving: what it gets goes no further.
     fn first_to_be_served(&mut self) -> Option<N> {
-        if self.find_first().is_some() {
-            return self.queue.pop_front();
-        }
-        let starving = |id: &N| self.nodes.get(id).is_some_and(|node| node.starving);
-        let at = self.queue.iter().position(starving)?;
+        let any = self.find_first().is_some();
+        let is = |id: &N, wanted: fn(&Node<N>, bool) -> bool| {
+            self.nodes.get(id).is_some_and(|node| wanted(node, any))
+        };
+        let good = |id: &N| is(id, |node, any| !node.is_shunned() && (any || node.starving));
+        let last = |id: &N| is(id, |node, _| node.starving);
+        let at = self.queue.iter().position(good);
+        let at = at.or_else(|| self.queue.iter().position(last))?;
         self.queue.remove(at)
     }
 
@@ -454,7 +499,8 @@ impl<N: Copy + Ord> Tickets<N> {
     }
 
     fn next_for(&mut self, id: N) -> Option<(u32, bool)> {
-        if let Some(chunk) = self.find_first() {
+        let shunned = self.nodes.get(&id).is_some_and(Node::is_shunned);
+        if !shunned && let Some(chunk) = self.find_first() {
             return Some((chunk, true));
         }
         let node = self.nodes.get(&id).filter(|node| node.starving)?;

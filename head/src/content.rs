@@ -174,7 +174,7 @@ impl Content {
     }
 
     /// Whom the others shall not ask any more.
-    fn accuse(&self, accuser: ConnectionId, name: &str) -> Accused {
+    fn accuse(&self, now: Duration, accuser: ConnectionId, name: &str) -> (Accused, Orders) {
         let mut inner = self.lock();
         let accused = inner
             .nodes
@@ -182,10 +182,11 @@ impl Content {
             .find(|(_, (_, peer))| peer.name == name)
             .map(|(id, _)| *id);
         let tree = inner.nodes.get(&accuser).map(|(tree, _)| *tree);
-        match (accused, tree.and_then(|tree| inner.swarms.get_mut(&tree))) {
-            (Some(accused), Some(swarm)) => swarm.handle_accusation(accuser, accused),
+        let verdict = match (accused, tree.and_then(|tree| inner.swarms.get_mut(&tree))) {
+            (Some(accused), Some(swarm)) => swarm.handle_accusation(now, accuser, accused),
             _ => Accused::Ignored,
-        }
+        };
+        (verdict, inner.orders())
     }
 }
 
@@ -239,12 +240,17 @@ pub async fn handle_report(core: &Arc<Core>, id: ConnectionId, address: Ipv4Addr
         RootReport::Wish(wish) => Said::Wish(wish.clone()),
         RootReport::Mounted { tree, .. } => Said::Whole(tree.clone()),
         RootReport::BadPeer { peer, chunk, reason } => {
-            let verdict = core.content.accuse(id, peer);
+            let (verdict, orders) = core.content.accuse(core.now().monotonic, id, peer);
+            send(core, orders);
             if verdict == Accused::Ignored {
                 core.drops.count("root-accusation");
             }
             return core
                 .tell(|registry, now| registry.handle_bad_peer(now, id, peer, *chunk, reason, verdict));
+        }
+        RootReport::WrongChunk { chunk, reason } => {
+            core.drops.count("root-wrong-chunk");
+            return core.tell(|registry, now| registry.handle_wrong_chunk(now, id, *chunk, reason));
         }
         RootReport::Fetching { .. } | RootReport::Refused { .. } => return,
     };

@@ -14,10 +14,9 @@ use tokio::sync::Mutex;
 use crate::config::Config;
 use crate::core::{Core, Pending};
 use crate::offers::fault_text;
-use crate::promises::Promises;
+use crate::promises::{Promises, Sign};
 use crate::registry::{ImageError, Registry};
 use crate::store::StoreError;
-use crate::trust::Trust;
 use crate::versions::{Imported, VersionError, Versions, split};
 
 /// How often the folder of built images is looked at.
@@ -93,10 +92,10 @@ fn named(registry: &Registry) -> BTreeSet<String> {
 
 impl Library {
     /// Behind [`begin`].
-    pub fn new(config: &Config, core: Arc<Core>, offers: Arc<Offers>, trust: Arc<Trust>) -> Arc<Self> {
+    pub fn new(config: &Config, core: Arc<Core>, offers: Arc<Offers>, sign: Sign) -> Arc<Self> {
         let versions = Versions::new(&config.state_dir);
         Arc::new(Self {
-            promises: Arc::new(Promises::new(versions.clone(), trust)),
+            promises: Arc::new(Promises::new(versions.clone(), sign)),
             versions,
             images_dir: config.images_dir.clone(),
             core,

@@ -7,11 +7,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cid_content::{RootManifest, Shape};
+use cid_content::{RootManifest, Shape, Signed};
 use cid_protocol::manifest::Manifest;
 use cid_protocol::root::RootPromise;
 
-use crate::trust::Trust;
 use crate::versions::{Versions, split};
 
 /// Why a version with a root cannot be promised.
@@ -29,20 +28,23 @@ enum PromiseError {
     Signing(String),
 }
 
+/// Signs a root's manifest, or says why not.
+pub type Sign = Arc<dyn Fn(&RootManifest) -> Result<Signed, String> + Send + Sync>;
+
 /// Signs, and keeps what was signed: a version never changes.
 pub struct Promises {
     versions: Versions,
-    trust: Arc<Trust>,
+    sign: Sign,
     /// By image and sequence; `None` for an image without a root.
     signed: Mutex<BTreeMap<(String, u64), Option<RootPromise>>>,
 }
 
 impl Promises {
     /// Of these versions.
-    pub fn new(versions: Versions, trust: Arc<Trust>) -> Self {
+    pub fn new(versions: Versions, sign: Sign) -> Self {
         Self {
             versions,
-            trust,
+            sign,
             signed: Mutex::default(),
         }
     }
@@ -57,7 +59,7 @@ impl Promises {
             if signed.contains_key(&key) {
                 continue;
             }
-            let promise = self.sign(&key.0, sequence).unwrap_or_else(|error| {
+            let promise = self.promise(&key.0, sequence).unwrap_or_else(|error| {
                 tracing::error!("no root of {} for nodes: {error}: build it again", key.0);
                 None
             });
@@ -66,7 +68,7 @@ impl Promises {
         signed.values().flatten().cloned().collect()
     }
 
-    fn sign(&self, image: &str, sequence: u64) -> Result<Option<RootPromise>, PromiseError> {
+    fn promise(&self, image: &str, sequence: u64) -> Result<Option<RootPromise>, PromiseError> {
         let (name, number) = split(image).ok_or(PromiseError::Missing("version"))?;
         let file = self
             .versions
@@ -100,7 +102,7 @@ impl Promises {
             initrd: digest_of("initrd.img")?,
             needed_ram_bytes: root.needed_ram_bytes,
         };
-        let signed = self.trust.sign_root(&manifest).map_err(PromiseError::Signing)?;
+        let signed = (self.sign)(&manifest).map_err(PromiseError::Signing)?;
         Ok(Some(RootPromise {
             image: image.to_owned(),
             sequence,

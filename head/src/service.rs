@@ -40,6 +40,7 @@ use crate::kept::Kept;
 use crate::library::{self, Library};
 use crate::membership::Members;
 use crate::membership::door;
+use crate::promises::Sign;
 use crate::registry::Registry;
 use crate::store::{Contents, Store};
 use crate::trust::{self, Trust};
@@ -85,6 +86,17 @@ enum Dhcp {
 /// # Errors
 /// It cannot start, or a part failed; one chain with the remedy.
 pub async fn run(config: Config, kept: Kept) -> Result<()> {
+    run_signing(config, kept, |trust| {
+        Arc::new(move |manifest| trust.sign_root(manifest))
+    })
+    .await
+}
+
+/// The same with another hand that signs root images: for a head that does it wrong (`examples/crooked_head.rs`).
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_signing(config: Config, kept: Kept, hand: impl FnOnce(Arc<Trust>) -> Sign) -> Result<()> {
     crate::wall::take_lab_clock(&config.state_dir)?;
     // First of all: a signal during the start must stop us cleanly too.
     let mut terminate = signal(SignalKind::terminate())?;
@@ -144,7 +156,7 @@ pub async fn run(config: Config, kept: Kept) -> Result<()> {
         &config,
         Arc::clone(&core),
         Arc::clone(&offers),
-        Arc::clone(&trust),
+        hand(Arc::clone(&trust)),
     );
     library.settle().await;
     let mut tasks = start(&config, interface, bound, &core, &library, &leases, &trust)?;

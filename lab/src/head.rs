@@ -21,6 +21,9 @@ use crate::run::run;
 /// A head that was just started opens its database and asks whether another DHCP server is there.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// A head that signs wrongly: `cargo build -p cidhead --example crooked_head`.
+const CROOKED: &str = "examples/crooked_head";
+
 /// What goes into `head.toml`. The rest is fixed: interface `head0`, one group `lab`.
 #[derive(Debug, Clone)]
 pub struct HeadOptions {
@@ -163,6 +166,7 @@ pub struct Head {
     control: Control,
     manager: Manager,
     clock_ahead: std::cell::Cell<u64>,
+    crooked: Option<&'static str>,
 }
 
 /// How to ask the head: the real `cidctl` with the head's socket.
@@ -188,6 +192,7 @@ impl Head {
             control,
             manager: Manager::start(room.dir())?,
             clock_ahead: std::cell::Cell::new(0),
+            crooked: None,
         };
         this.configure(options)?;
         this.up()?;
@@ -241,7 +246,10 @@ impl Head {
         let mut command = self.room.command("sh");
         command
             .args(["-c", "LISTEN_PID=$$ exec \"$0\" \"$@\""])
-            .arg(program("cidhead")?);
+            .arg(program(self.crooked.map_or("cidhead", |_| CROOKED))?);
+        if let Some(how) = self.crooked {
+            command.env("CID_CROOKED", how);
+        }
         self.manager.introduce(&mut command)?;
         if self.clock_ahead.get() > 0 {
             command.env("CID_LAB_CLOCK_AHEAD", self.clock_ahead.get().to_string());
@@ -254,6 +262,11 @@ impl Head {
             .spawn();
         self.process = Some(process.context("starting cidhead")?);
         Ok(())
+    }
+
+    /// From its next start on it signs root images as `how` says (`head/examples/crooked_head.rs`), or honestly again.
+    pub fn be_crooked(&mut self, how: Option<&'static str>) {
+        self.crooked = how;
     }
 
     /// Kills the head (`kill -9`); its sockets stay open for the next one, as under systemd.

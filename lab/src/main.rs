@@ -128,6 +128,9 @@ enum Command {
     /// Becomes a crowd of agents.
     #[command(hide = true)]
     Crowd(cidlab::rig::crowd::Members),
+    /// Becomes a bad stretch of wire.
+    #[command(hide = true)]
+    Relay(cidlab::rig::relay::Damage),
     /// Holds the room that `up` opened.
     #[command(hide = true)]
     Keep { pcs: u8, images: PathBuf, image: String },
@@ -181,6 +184,7 @@ fn execute(command: Command) -> Result<ExitCode> {
             busy,
         } => agents::hold(count.into(), per_second, busy)?,
         Command::Crowd(members) => cidlab::rig::crowd::run(&members)?,
+        Command::Relay(damage) => cidlab::rig::relay::run(&damage)?,
         Command::Cell(cell) => cidlab::rig::cell::enter(&cell)?,
         Command::Documents(documents) => documents.write::<Arguments>("1")?,
         Command::Screenshot { out, images } => cidlab::screen::portrait(&or_default(images), &out)?,

@@ -8,11 +8,12 @@ pub mod cell;
 pub mod crowd;
 mod firmware;
 pub mod hostile;
+pub mod relay;
 pub mod wire;
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,7 @@ pub use agent::{Agent, Phase};
 pub use ask::{Asker, View};
 pub use crowd::Crowd;
 pub use hostile::{Heard, Hostile, Noise, VOLLEY};
+pub use relay::Relay;
 pub use wire::{Kind, Multicast, Share, Traffic, Wire};
 
 use cid_protocol::cmdline;
@@ -69,6 +71,29 @@ impl Rig {
             (1..=MOST_AGENTS).contains(&count),
             "{count} agents: a bridge carries 1 to {MOST_AGENTS}"
         );
+        Self::lay(name, count, false, change)
+    }
+
+    /// The same with a root image, which the PCs fetch and mount; in folder `images` as `cidbuild` made it. Wants root and a kernel
+    /// that mounts EROFS from a file (6.12): without, its PCs fetch and check all of it, and say that they cannot mount it.
+    ///
+    /// # Errors
+    /// As [`Rig::start`].
+    pub fn rooted(name: &str, count: usize, images: &Path, image: &str) -> Result<Self> {
+        let (images, image) = (images.to_owned(), image.to_owned());
+        Self::lay(name, count, true, |options| HeadOptions {
+            images_dir: images,
+            image,
+            ..options
+        })
+    }
+
+    fn lay(
+        name: &str,
+        count: usize,
+        rooted: bool,
+        change: impl FnOnce(HeadOptions) -> HeadOptions,
+    ) -> Result<Self> {
         neighbours_fit(count)?;
         let (room, head) = room_with_head(name, change)?;
         let places = lay_wires(&room, count)?;
@@ -78,7 +103,7 @@ impl Rig {
         let agents = places
             .into_iter()
             .enumerate()
-            .map(|(number, dir)| Agent::build(&room, number, dir, &cell, &program))
+            .map(|(number, dir)| Agent::build(&room, number, dir, &cell, &program, rooted))
             .collect::<Result<_>>()?;
         let wire = Wire::new(Arc::clone(&room))?;
         Ok(Self {

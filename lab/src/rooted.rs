@@ -35,6 +35,19 @@ sleep 100000
 /// # Errors
 /// When `cidbuild`, the node programs or busybox are missing, or the build fails.
 pub fn build_rooted(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
+    let service = "[[root.services]]\nname = \"probe\"\ncommand = [\"/bin/probe\"]\nrestart = \"never\"\n";
+    build(dir, name, filler, service)
+}
+
+/// The same without a service: for the rig, whose PCs are this machine.
+///
+/// # Errors
+/// As [`build_rooted`].
+pub fn build_silent(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
+    build(dir, name, filler, "")
+}
+
+fn build(dir: &Path, name: &str, filler: usize, service: &str) -> Result<PathBuf> {
     let recipes = dir.join("recipes");
     let base = recipes.join("base");
     for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "run", "root", "var"] {
@@ -60,10 +73,7 @@ pub fn build_rooted(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
     fs::write(base.join("var/filler"), noise)?;
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/minimal.toml");
     fs::copy(shipped, recipes.join("minimal.toml"))?;
-    let recipe = format!(
-        "include = \"minimal\"\nname = {name:?}\n[root]\nbase = \"dir:base\"\n\
-         [[root.services]]\nname = \"probe\"\ncommand = [\"/bin/probe\"]\nrestart = \"never\"\n"
-    );
+    let recipe = format!("include = \"minimal\"\nname = {name:?}\n[root]\nbase = \"dir:base\"\n{service}");
     let path = recipes.join(format!("{name}.toml"));
     fs::write(&path, recipe)?;
     let images = dir.join("images");

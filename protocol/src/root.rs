@@ -78,6 +78,13 @@ pub enum RootReport {
         /// Plain words with figures.
         reason: String,
     },
+    /// What the head gave was not the chunk when it arrived; it was thrown away and asked for again.
+    WrongChunk {
+        /// Which chunk.
+        chunk: u32,
+        /// Plain words.
+        reason: String,
+    },
     /// A peer gave bytes that are not the chunk; this node asks it for nothing more.
     BadPeer {
         /// The peer's name, as in [`RootPeer`].

@@ -120,20 +120,7 @@ fn show(what: &str, room: &Room) {
 /// Every node that stays ends with every chunk; the simulator itself refuses a wrong byte.
 fn random_rooms(count: u64) {
     for seed in 0..count {
-        let mut random = Random::new(seed);
-        let nodes = 1 + random.below(24) as usize;
-        let link = [5 * MBIT, 100 * MBIT, 1_000 * MBIT][random.below(3) as usize];
-        let dies = random.below(5_000);
-        let back = dies + 1 + random.below(30_000);
-        let away = (Duration::from_millis(dies), Duration::from_millis(back));
-        let room = Room {
-            loss: random.below(200) as f64 / 1_000.0,
-            liars: (random.below(3) as usize).min(nodes - 1),
-            vanish: (random.below(5) as usize).min(nodes - 1),
-            head_away: (random.below(2) == 0).then_some(away),
-            seed,
-            ..Room::new(nodes, (1 + random.below(40)) * 256 * 1024, link)
-        };
+        let room = Room::random(&mut Random::new(seed), seed);
         let outcome = World::new(room.clone()).run(Duration::from_secs(7_200));
         assert_eq!(outcome.waiting, 0, "seed {seed}: {room:?}");
     }

@@ -3,6 +3,7 @@
 //! A link carries one chunk after the other at its rate (TCP would share it; the sum is the same). The chunks that travel are 4 KiB
 //! with real hashes and take the time of 256 KiB. Every event checks that no node counts a chunk that it was not given whole.
 
+#[path = "sim/outputs.rs"]
 mod outputs;
 
 use std::cmp::Reverse;
@@ -61,6 +62,23 @@ impl Room {
             head_away: None,
             start_within: Duration::from_millis(200),
             seed: 1,
+        }
+    }
+
+    /// A room in which anything may go wrong.
+    pub(crate) fn random(random: &mut Random, seed: u64) -> Self {
+        let nodes = 1 + random.below(24) as usize;
+        let link = [5_000_000, 100_000_000, 1_000_000_000][random.below(3) as usize];
+        let dies = random.below(5_000);
+        let back = dies + 1 + random.below(30_000);
+        let away = (Duration::from_millis(dies), Duration::from_millis(back));
+        Self {
+            loss: random.below(200) as f64 / 1_000.0,
+            liars: (random.below(3) as usize).min(nodes - 1),
+            vanish: (random.below(5) as usize).min(nodes - 1),
+            head_away: (random.below(2) == 0).then_some(away),
+            seed,
+            ..Self::new(nodes, (1 + random.below(40)) * 256 * 1024, link)
         }
     }
 
@@ -333,8 +351,9 @@ impl World {
             Event::AccusedAtHead(by, whom) => {
                 self.named.insert((by, whom));
                 if let Some(head) = &mut self.head {
-                    head.handle_accusation(by, whom);
+                    head.handle_accusation(now, by, whom);
                 }
+                self.drain_head();
             }
             Event::FromHead(id, output) if self.is_there(id) => {
                 let download = &mut self.nodes[id].download;

@@ -195,6 +195,7 @@ impl Download {
         if self.from_head.remove(&chunk).is_some() {
             self.pending.remove(chunk);
         }
+        self.outputs.push_back(Output::WrongFromHead(error));
         if self.head_wrong == HEAD_WRONG {
             self.outputs.push_back(Output::BadHead(error));
         }

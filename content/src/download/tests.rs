@@ -72,8 +72,10 @@ fn nothing_is_asked_of_the_head_without_a_ticket() {
         "another chunk"
     );
     assert_eq!(download.bytes(), CHUNK as u64);
-    // Its one wish came with the first chunk; the next word is later, not at once.
-    assert_eq!(outputs(&mut download).len(), 1);
+    // Its one wish came with the first chunk, then the word of the wrong one; the next wish is later, not at once.
+    let wrong = Output::WrongFromHead(ChunkError::Hash { chunk: 0 });
+    let said = outputs(&mut download);
+    assert!(said.len() == 2 && said[1] == wrong, "{said:?}");
     let mut now = T0;
     while outputs(&mut download).is_empty() {
         now = download.next_deadline().unwrap();
@@ -166,10 +168,12 @@ fn a_head_that_gives_wrong_bytes_is_reported_and_asked_again() {
         }
         download.handle_chunk(now, &Source::Head, 1, &chunk(2), None);
         let bad = Output::BadHead(ChunkError::Hash { chunk: 1 });
-        reported += outputs(&mut download)
-            .iter()
-            .filter(|output| **output == bad)
-            .count();
+        let said = outputs(&mut download);
+        assert!(
+            said.contains(&Output::WrongFromHead(ChunkError::Hash { chunk: 1 })),
+            "each time: {said:?}"
+        );
+        reported += said.iter().filter(|output| **output == bad).count();
     }
     assert_eq!(reported, 1);
     assert!(

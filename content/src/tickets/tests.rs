@@ -113,15 +113,15 @@ fn peers_are_others_and_not_those_who_lie() {
     let (some, rest) = (asks(&mut tickets, 0), asks(&mut tickets, 0));
     assert_eq!((some.len(), rest.len()), (16, 3));
     assert!(!some.contains(&0) && rest.iter().all(|peer| !some.contains(peer)));
-    assert_eq!(tickets.handle_accusation(0, 5), Accused::Noted);
+    assert_eq!(tickets.handle_accusation(T0, 0, 5), Accused::Noted);
     assert_eq!(
-        tickets.handle_accusation(0, 5),
+        tickets.handle_accusation(T0, 0, 5),
         Accused::Known,
         "the same accuser again"
     );
-    assert_eq!(tickets.handle_accusation(1, 5), Accused::Shunned);
-    assert_eq!(tickets.handle_accusation(1, 1), Accused::Ignored);
-    assert_eq!(tickets.handle_accusation(1, 77), Accused::Ignored);
+    assert_eq!(tickets.handle_accusation(T0, 1, 5), Accused::Shunned);
+    assert_eq!(tickets.handle_accusation(T0, 1, 1), Accused::Ignored);
+    assert_eq!(tickets.handle_accusation(T0, 1, 77), Accused::Ignored);
     let all: BTreeSet<u32> = [asks(&mut tickets, 9), asks(&mut tickets, 9)]
         .concat()
         .into_iter()
@@ -129,7 +129,7 @@ fn peers_are_others_and_not_those_who_lie() {
     assert!(!all.contains(&5) && all.len() == 18);
     // Who accuses everybody is not believed for ever.
     let ignored = (0..20)
-        .filter(|peer| tickets.handle_accusation(9, *peer) == Accused::Ignored)
+        .filter(|peer| tickets.handle_accusation(T0, 9, *peer) == Accused::Ignored)
         .count();
     assert!(ignored >= 20 - MAX_ACCUSED - 1);
 }
@@ -175,4 +175,73 @@ fn who_has_all_in_the_meantime_does_not_stand_in_the_way() {
     tickets.handle_gone(T0, 0);
     assert!(given(&outputs(&mut tickets)).iter().all(|(node, _)| *node == 2));
     assert_eq!(first.len(), 1);
+}
+
+#[test]
+fn what_only_a_liar_has_or_fetches_is_given_to_somebody_else() {
+    let mut tickets = Tickets::new(8, 8, 1);
+    // The liar has half of it, and two more chunks are on their way to it.
+    tickets.handle_wish(T0, 5, wish(&[0, 1, 2, 3]));
+    let on_their_way = given(&outputs(&mut tickets));
+    assert_eq!(on_their_way.len(), 2);
+    let mut all = Vec::new();
+    for node in [0, 1] {
+        tickets.handle_wish(T0, node, wish(&[]));
+        all.extend(given(&outputs(&mut tickets)));
+    }
+    assert_eq!(all.len(), 2, "the rest, and nobody is starving");
+    assert_eq!(tickets.handle_accusation(T0, 0, 5), Accused::Noted);
+    assert_eq!(given(&outputs(&mut tickets)), []);
+    tickets.handle_wish(
+        T0,
+        1,
+        Wish {
+            tickets: 16,
+            ..wish(&[])
+        },
+    );
+    assert_eq!(tickets.handle_accusation(T0, 1, 5), Accused::Shunned);
+    for node in [0, 1] {
+        tickets.handle_wish(
+            T0,
+            node,
+            Wish {
+                tickets: 16,
+                ..wish(&[])
+            },
+        );
+        all.extend(given(&outputs(&mut tickets)));
+    }
+    let chunks: BTreeSet<u32> = all.iter().map(|(_, chunk)| *chunk).collect();
+    assert_eq!(chunks.len(), 8, "{all:?}");
+    // The liar gets its image, too, once it is starving; and leaves nothing behind.
+    let starving = Wish {
+        starving: true,
+        ..wish(&[0, 1, 2, 3])
+    };
+    tickets.handle_wish(T0, 5, starving);
+    tickets.handle_gone(T0, 0);
+    tickets.handle_gone(T0, 1);
+    tickets.handle_wish(
+        T0,
+        5,
+        Wish {
+            starving: true,
+            ..wish(&[0, 1, 2, 3])
+        },
+    );
+    assert!(
+        given(&outputs(&mut tickets))
+            .iter()
+            .all(|(node, chunk)| *node == 5 && *chunk > 3)
+    );
+    tickets.handle_gone(T0, 5);
+    assert!(
+        tickets.in_flight == 0
+            && tickets
+                .open
+                .iter()
+                .chain(&tickets.holders)
+                .all(|count| *count == 0)
+    );
 }

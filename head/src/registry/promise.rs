@@ -9,7 +9,7 @@ use super::{ConnectionId, Now, Registry, tame};
 use crate::mac::Mac;
 
 /// Counters of what nodes refuse; a word that is none of these counts as the last.
-const REFUSALS: [&str; 9] = [
+const REFUSALS: [&str; 10] = [
     "manifest-malformed",
     "manifest-other-key",
     "manifest-bad-signature",
@@ -17,7 +17,8 @@ const REFUSALS: [&str; 9] = [
     "manifest-older",
     "memory",
     "mount",
-    "chunks",
+    "tree",
+    "chunk-wrong",
     "root-other",
 ];
 
@@ -104,7 +105,7 @@ impl Registry {
                 let text = format!("refuses {}: {}", tame(image, 80), tame(reason, 200));
                 self.root_refused(now, mac, counter, text);
             }
-            RootReport::Wish(_) | RootReport::BadPeer { .. } => {}
+            RootReport::Wish(_) | RootReport::BadPeer { .. } | RootReport::WrongChunk { .. } => {}
         }
     }
 

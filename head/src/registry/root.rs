@@ -2,7 +2,7 @@
 
 use cid_content::tickets::Accused;
 
-use super::{ConnectionId, Now, Record, Registry};
+use super::{ConnectionId, Now, Record, Registry, tame};
 use crate::mac::Mac;
 
 /// Longest word of a node that is written down.
@@ -42,11 +42,7 @@ impl Registry {
         let Some(accused) = accused.map(|(mac, _)| *mac) else {
             return;
         };
-        let reason: String = reason
-            .chars()
-            .filter(|letter| !letter.is_control())
-            .take(MAX_REASON)
-            .collect();
+        let reason = tame(reason, MAX_REASON);
         let then = match verdict {
             Accused::Noted => format!("{by_name} does not ask it again"),
             Accused::Shunned => "no node is sent to it any more".to_owned(),
@@ -56,5 +52,17 @@ impl Registry {
             format!("{peer} gave {by_name} a wrong chunk {chunk} of its root image ({reason}): {then}");
         self.event(now, by, "root-bad-peer", text.clone());
         self.event(now, accused, "root-bad-peer", text);
+    }
+
+    /// A chunk left the head right, and came to this node wrong.
+    pub fn handle_wrong_chunk(&mut self, now: Now, connection: ConnectionId, chunk: u32, reason: &str) {
+        let Some(mac) = self.connections.get(&connection).copied() else {
+            return;
+        };
+        let reason = tame(reason, MAX_REASON);
+        let text = format!(
+            "chunk {chunk} of its root image came wrong over the wire ({reason}): it was thrown away and is fetched again"
+        );
+        self.event(now, mac, "root-wrong-chunk", text);
     }
 }

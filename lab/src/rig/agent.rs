@@ -47,6 +47,7 @@ pub struct Agent {
     room: Arc<Room>,
     cell: PathBuf,
     program: PathBuf,
+    rooted: bool,
     shared: Arc<Shared>,
     init: Mutex<Option<JoinHandle<()>>>,
 }
@@ -107,6 +108,7 @@ impl Agent {
         dir: PathBuf,
         cell: &Path,
         program: &Path,
+        rooted: bool,
     ) -> Result<Self> {
         Ok(Self {
             number,
@@ -115,6 +117,7 @@ impl Agent {
             cell: cell.to_owned(),
             // In the cell there is no other way to it.
             program: fs::canonicalize(program)?,
+            rooted,
             shared: Arc::default(),
             init: Mutex::new(None),
         })
@@ -195,7 +198,7 @@ impl Agent {
     pub fn in_cell(&self, program: &str, arguments: &[&str]) -> Result<String> {
         // What the cell tells its PID 1 is of no interest here, but somebody must listen.
         let (_init, theirs) = UnixStream::pair()?;
-        let mut command = self.cell(false, Path::new(program), arguments);
+        let mut command = self.cell(Path::new(program), arguments);
         cid_sys::descriptors::hand_on(&mut command, theirs.into(), AGENT_FD);
         run(&mut command)
     }
@@ -311,13 +314,13 @@ impl Agent {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cell(&self, boot: bool, program: &Path, arguments: &[&str]) -> Command {
+    fn cell(&self, program: &Path, arguments: &[&str]) -> Command {
         cell(
             &self.room,
             &self.cell,
             &self.dir,
             &self.uuid(),
-            boot,
+            &[],
             program,
             arguments,
         )
@@ -330,6 +333,7 @@ impl Agent {
             program: self.program.clone(),
             dir: self.dir.clone(),
             uuid: self.uuid(),
+            rooted: self.rooted,
             shared: Arc::clone(&self.shared),
         }
     }
@@ -346,15 +350,13 @@ fn cell(
     cell: &Path,
     dir: &Path,
     uuid: &str,
-    boot: bool,
+    flags: &[&str],
     program: &Path,
     arguments: &[&str],
 ) -> Command {
     let mut command = room.command(cell);
     command.arg("cell").arg("--dir").arg(dir).args(["--uuid", uuid]);
-    if boot {
-        command.arg("--boot");
-    }
+    command.args(flags);
     command.arg(program).args(arguments);
     command
 }
@@ -366,6 +368,7 @@ struct Init {
     program: PathBuf,
     dir: PathBuf,
     uuid: String,
+    rooted: bool,
     shared: Arc<Shared>,
 }
 
@@ -411,12 +414,18 @@ impl Init {
             .create(true)
             .append(true)
             .open(self.dir.join("log"))?;
+        let flags = [("--boot", boot), ("--rooted", self.rooted)];
+        let flags: Vec<&str> = flags
+            .iter()
+            .filter(|(_, set)| *set)
+            .map(|(flag, _)| *flag)
+            .collect();
         let mut command = cell(
             &self.room,
             &self.cell,
             &self.dir,
             &self.uuid,
-            boot,
+            &flags,
             &self.program,
             &[],
         );

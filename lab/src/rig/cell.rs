@@ -16,9 +16,16 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, setns, unshare};
 
 use super::firmware::{self, Boot};
+use crate::run::run;
 
 /// All an agent may do here, as `setpriv --bounding-set` reads it. It sets no clock and restarts nothing.
 pub(super) const MAY: &str = "-all,+net_admin,+net_raw,+net_bind_service";
+/// And what one may do besides that mounts a root image, in its own mount namespace and with a host name of its own: overlayfs works with
+/// the rights of who mounts it, and its working folder is closed to everybody.
+const MAY_MOUNT: &str =
+    "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+mknod,+dac_override,+fowner,+chown";
+/// Rules for its own network, as nftables reads them, from the moment that its kernel starts: its firmware knows nothing of them.
+pub(super) const KERNEL_RULES: &str = "kernel.nft";
 /// What of a wire the agent reads in sysfs.
 const LINK_FILES: [&str; 6] = ["type", "address", "ifindex", "carrier", "speed", "statistics"];
 
@@ -34,6 +41,9 @@ pub struct Cell {
     /// The machine was just switched on: firmware first.
     #[arg(long)]
     pub boot: bool,
+    /// It may mount a root image.
+    #[arg(long)]
+    pub rooted: bool,
     /// Program to become.
     pub program: PathBuf,
     /// Its arguments.
@@ -53,7 +63,7 @@ pub fn enter(cell: &Cell) -> Result<()> {
     let supervision = UnixStream::from(supervision);
     let space = fs::File::open(cell.dir.join("net")).context("opening the network namespace")?;
     setns(space, CloneFlags::CLONE_NEWNET).context("entering the network namespace")?;
-    unshare(CloneFlags::CLONE_NEWNS).context("making a mount namespace")?;
+    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWUTS).context("making a mount namespace")?;
     let private = MsFlags::MS_PRIVATE | MsFlags::MS_REC;
     mount(None::<&str>, "/", None::<&str>, private, None::<&str>).context("keeping mounts to ourselves")?;
     let root = cell.dir.join("root");
@@ -65,6 +75,10 @@ pub fn enter(cell: &Cell) -> Result<()> {
             Boot::Kernel { command_line } => fs::write(cell.dir.join("cmdline"), command_line + "\n")?,
             Boot::OwnDisk { why } => return tell(&supervision, &FromAgent::Home(format!("own disk: {why}"))),
         }
+    }
+    let rules = cell.dir.join(KERNEL_RULES);
+    if cell.boot && rules.exists() {
+        run(Command::new("nft").arg("-f").arg(&rules)).context("laying its wire anew")?;
     }
     over(&cell.dir.join("cmdline"), &root.join("proc/cmdline"))?;
     tell(&supervision, &FromAgent::Status("the kernel starts".to_owned()))?;
@@ -79,7 +93,7 @@ pub fn enter(cell: &Cell) -> Result<()> {
         "--ambient-caps",
         "-all",
         "--bounding-set",
-        MAY,
+        if cell.rooted { MAY_MOUNT } else { MAY },
     ]);
     let name = cell.program.file_name().context("a program")?;
     command.arg(if cell.arguments.is_empty() {

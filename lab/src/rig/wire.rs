@@ -36,6 +36,8 @@ struct Faults {
     multicast: Multicast,
     /// Of a thousand frames forwarded.
     lost: u32,
+    /// No node reaches another's door.
+    doors_shut: bool,
 }
 
 /// Whether multicast reaches anybody.
@@ -185,6 +187,29 @@ impl Wire {
         self.change(|faults| faults.lost = of_a_thousand)
     }
 
+    /// Lets no node call another at its door; the head's is open, and so are their datagrams.
+    ///
+    /// # Errors
+    /// As [`Wire::partition`].
+    pub fn shut_doors(&self, shut: bool) -> Result<()> {
+        self.change(|faults| faults.doors_shut = shut)
+    }
+
+    /// Gives the head's link this rate, in Mbit/s each way, with a switch's quarter of a megabyte of queue.
+    ///
+    /// # Errors
+    /// When the kernel has no token bucket (`sch_tbf`).
+    pub fn shape_head(&self, megabits: u32) -> Result<()> {
+        for card in ["head0", "head0br"] {
+            let rate = format!("{megabits}mbit");
+            let mut command = self.room.command("tc");
+            command.args(["qdisc", "replace", "dev", card, "root", "tbf"]);
+            command.args(["rate", &rate, "burst", "32kb", "limit", "256kb"]);
+            run(&mut command).context("shaping the head's link")?;
+        }
+        Ok(())
+    }
+
     /// No partition, no loss, multicast everywhere.
     ///
     /// # Errors
@@ -262,6 +287,12 @@ impl Faults {
         if self.multicast == Multicast::Dropped {
             rules.push_str("  ip daddr 224.0.0.0/4 drop\n");
         }
+        if self.doors_shut {
+            let _ = writeln!(
+                rules,
+                "  iifname \"a*\" oifname \"a*\" tcp dport {NODE_PORT} drop"
+            );
+        }
         if self.lost > 0 {
             let _ = writeln!(rules, "  numgen random mod 1000 < {} drop", self.lost);
         }
@@ -296,12 +327,14 @@ mod tests {
             apart: vec!["a1".into(), "a2".into()],
             multicast: Multicast::Dropped,
             lost: 100,
+            doors_shut: true,
         };
         let rules = faults.rules();
         for wanted in [
             "oifname != { \"a1\", \"a2\" } drop",
             "224.0.0.0/4 drop",
             "mod 1000 < 100 drop",
+            "tcp dport 3101 drop",
         ] {
             assert!(rules.contains(wanted), "{rules}");
         }

@@ -111,7 +111,7 @@ impl<'a> Fetch<'a> {
             }
             if let Some(error) = self.bad_head {
                 return Fetched::Wrong(format!(
-                    "the head's copy is damaged ({error}): import the image anew"
+                    "what comes from the head is not what it signed ({error}): a cable, a switch or memory damages it"
                 ));
             }
             if self.declined.0 >= MAX_DECLINED {
@@ -189,6 +189,14 @@ impl<'a> Fetch<'a> {
                         chunk: chunk_of(&error),
                         reason: error.to_string(),
                     }));
+                }
+                Output::WrongFromHead(error) => {
+                    let reason = error.to_string();
+                    log!("cid-agent: what came from the head is thrown away and asked for again: {reason}");
+                    self.progress
+                        .waits(format!("the head's bytes to come right: {reason}"));
+                    let chunk = chunk_of(&error);
+                    (means.news)(News::Report(RootReport::WrongChunk { chunk, reason }));
                 }
                 Output::BadHead(error) => self.bad_head = Some(error),
                 Output::Done => return true,

@@ -125,8 +125,12 @@ fn inside(root: &Path, scratch: &Path) -> Result<()> {
     bind(&scratch.join("tmp"), &root.join("tmp"))?;
     bind(&scratch.join("run"), &root.join("run"))?;
     devices(&root.join("dev"), &scratch.join("shm"))?;
-    // The kernel's memory is nobody's business.
-    bind(&root.join("dev/null"), &proc.join("kcore"))
+    // The kernel's memory is nobody's business. Not every kernel shows it.
+    let memory = proc.join("kcore");
+    if memory.exists() {
+        bind(&root.join("dev/null"), &memory)?;
+    }
+    Ok(())
 }
 
 fn devices(dev: &Path, shm: &Path) -> Result<()> {

@@ -259,8 +259,10 @@ fn an_image_comes_from_the_head_and_from_peers_and_a_liar_is_named() {
 
         // One byte of the head's copy: no other node is there to help, so this one says no.
         served.lock().expect("whole")[1_000_000] ^= 1;
-        let (fetched, _, _) = room.fetch("flipped", &[Gives::Tickets]).await;
-        assert!(matches!(fetched, Fetched::Wrong(why) if why.contains("damaged")));
+        let (fetched, reports, _) = room.fetch("flipped", &[Gives::Tickets]).await;
+        let told = |report: &&RootReport| matches!(report, RootReport::WrongChunk { chunk: 3, .. });
+        assert!(reports.iter().filter(told).count() >= 3, "each time: {reports:?}");
+        assert!(matches!(fetched, Fetched::Wrong(why) if why.contains("not what it signed")));
         // Others have it right.
         let (fetched, _, file) = room.fetch("helped", &[Gives::Tickets, Gives::Peers]).await;
         assert!(matches!(fetched, Fetched::Whole(_)) && file == image);

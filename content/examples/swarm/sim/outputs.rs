@@ -66,7 +66,9 @@ impl World {
                 assert!(self.is_liar(peer), "{peer} is honest, seed {}", self.room.seed);
                 self.later(LATENCY, Event::AccusedAtHead(id, peer));
             }
-            download::Output::BadHead(error) => panic!("the head is honest: {error}"),
+            download::Output::WrongFromHead(error) | download::Output::BadHead(error) => {
+                panic!("the head is honest: {error}")
+            }
             download::Output::Done => {
                 self.nodes[id].finished = Some(self.now);
                 let have = self.nodes[id].download.have().clone();
