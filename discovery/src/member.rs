@@ -171,6 +171,8 @@ pub struct Membership {
     /// Lifeguard's local health: 0 is well; above, our own answers come late, so we give others more time.
     health: u32,
     suspects: BTreeSet<NodeId>,
+    /// Probes in a row that the head answered for a member that did not answer us.
+    detours: u32,
     timers: Timers,
     /// Datagrams that are to tell peers how long our history is.
     nudges: u32,
@@ -225,6 +227,7 @@ impl Membership {
             probes: BTreeMap::new(),
             health: 0,
             suspects: BTreeSet::new(),
+            detours: 0,
             timers,
             nudges: 0,
             told,

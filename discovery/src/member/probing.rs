@@ -19,6 +19,8 @@ const HELPERS: usize = 3;
 const MAX_PROBES: usize = 64;
 /// A deadline met this much too late means that we slept.
 const LATE: Duration = Duration::from_millis(400);
+/// So many probes in a row that only the head could answer mean that the way to peers is cut.
+const DETOURS: u32 = 3;
 /// Worst health: timeouts eight times as long.
 const WORST_HEALTH: u32 = 7;
 
@@ -275,9 +277,12 @@ impl Membership {
         }
         probe.tries += 1;
         let (target, address, purpose) = (probe.target, probe.address, probe.purpose);
-        let ask = probe.tries == TRIES && purpose == Purpose::Judge;
+        let judging = purpose == Purpose::Judge;
+        let last = probe.tries == TRIES && judging;
+        // The head asks in our place from the first try on.
+        let detour = self.detours >= DETOURS && judging;
         // The helpers ask in turn: that takes them twice as long.
-        probe.next = now + if ask { 2 * probe.patience } else { probe.patience };
+        probe.next = now + if last { 2 * probe.patience } else { probe.patience };
         // Who is doubted must hear of it, to be able to contradict.
         let doubted = self
             .roster
@@ -287,23 +292,29 @@ impl Membership {
         let limit = self.rumor_limit();
         rumors.extend(self.rumors.pick(6, limit));
         self.send(now, To::Member(address), Kind::Ping { probe: number }, rumors);
-        if ask {
-            self.ask_helpers(now, number, target, address);
+        if last || detour {
+            let helpers = if detour { 1 } else { HELPERS };
+            self.ask_helpers(now, number, target, address, helpers);
         }
     }
 
-    fn ask_helpers(&mut self, now: Duration, number: u32, target: Boot, address: SocketAddrV4) {
+    /// Asks others to try in our place: the head first, which has another way to the member than its neighbours on the ring, whose
+    /// switch may be the very thing that fails.
+    fn ask_helpers(&mut self, now: Duration, number: u32, target: Boot, address: SocketAddrV4, most: usize) {
         let mut helpers: Vec<(NodeId, SocketAddrV4)> = Vec::new();
-        for _ in 0..HELPERS {
+        let head = self.config.head.filter(|_| self.hears_head(now));
+        helpers.extend(head.and_then(|(id, _)| Some((id, self.roster.member(id)?.address))));
+        while helpers.len() < most {
             let wanted = |member: &crate::roster::Member| {
                 member.liveness == Liveness::Alive
                     && member.boot.id != target.id
                     && !helpers.iter().any(|(id, _)| *id == member.boot.id)
             };
             let chosen = self.roster.choose(&mut self.random, wanted);
-            if let Some(helper) = chosen.map(|member| (member.boot.id, member.address)) {
-                helpers.push(helper);
-            }
+            let Some(helper) = chosen.map(|member| (member.boot.id, member.address)) else {
+                break;
+            };
+            helpers.push(helper);
         }
         if let Some(probe) = self.probes.get_mut(&number) {
             probe.helpers = helpers.len();
@@ -319,7 +330,14 @@ impl Membership {
     }
 
     /// An answer came, from the member itself or through a helper. False: to no question of ours.
-    pub(super) fn answered(&mut self, now: Duration, number: u32, from: Option<Boot>, reached: bool) -> bool {
+    pub(super) fn answered(
+        &mut self,
+        now: Duration,
+        number: u32,
+        source: SocketAddrV4,
+        from: Option<Boot>,
+        reached: bool,
+    ) -> bool {
         let Some(probe) = self.probes.get_mut(&number) else {
             return false;
         };
@@ -333,6 +351,13 @@ impl Membership {
         let Some(probe) = self.probes.remove(&number) else {
             return false;
         };
+        if probe.purpose == Purpose::Judge {
+            if from.is_some() {
+                self.detours = 0;
+            } else if self.head_address() == Some(source) {
+                self.detours = self.detours.saturating_add(1);
+            }
+        }
         match probe.purpose {
             Purpose::Favour { asker, probe } => {
                 let kind = Kind::Answer { probe, reached: true };

@@ -67,7 +67,7 @@ impl Membership {
                 }
             }
             Kind::Ack { probe } => {
-                if !self.answered(now, probe, Some(from), true) {
+                if !self.answered(now, probe, source, Some(from), true) {
                     return Err(Refusal::Unasked);
                 }
             }
@@ -82,7 +82,7 @@ impl Membership {
                 }
             }
             Kind::Answer { probe, reached } => {
-                if !self.answered(now, probe, None, reached) {
+                if !self.answered(now, probe, source, None, reached) {
                     return Err(Refusal::Unasked);
                 }
             }
