@@ -173,6 +173,8 @@ pub struct Membership {
     suspects: BTreeSet<NodeId>,
     /// Probes in a row that the head answered for a member that did not answer us.
     detours: u32,
+    /// Members whose last probe the head answered for them; at most [`probing::MAX_AROUND`].
+    around: BTreeSet<NodeId>,
     timers: Timers,
     /// Datagrams that are to tell peers how long our history is.
     nudges: u32,
@@ -183,6 +185,8 @@ pub struct Membership {
     compared: Duration,
     compares: u32,
     synced: bool,
+    /// When an answer to a comparison last brought much.
+    brought: Option<Duration>,
     /// Whose roster differed last, and when to compare.
     mismatch: Option<(SocketAddrV4, Duration)>,
     pulling: Option<Pulling>,
@@ -228,6 +232,7 @@ impl Membership {
             health: 0,
             suspects: BTreeSet::new(),
             detours: 0,
+            around: BTreeSet::new(),
             timers,
             nudges: 0,
             told,
@@ -235,6 +240,7 @@ impl Membership {
             compared: Duration::ZERO,
             compares: 0,
             synced: false,
+            brought: None,
             mismatch: None,
             pulling: None,
             favours: (now, 0),

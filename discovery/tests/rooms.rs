@@ -153,6 +153,22 @@ fn one_busy_node_among_quiet_ones_is_missed_within_three_seconds() {
 }
 
 #[test]
+fn a_newcomer_is_known_and_knows_all_within_a_second_on_a_lossy_wire() {
+    for multicast in [true, false] {
+        let mut world = World::settled(11, 100, wire(10, multicast));
+        let mut slowest = Duration::ZERO;
+        for _ in 0..6 {
+            world.crash(100);
+            world.run_for(secs(15.0));
+            world.start(100);
+            slowest = slowest.max(world.time_until(secs(10.0), World::agreed).expect("agreed"));
+        }
+        println!("a newcomer among 100 at 10 % loss, multicast {multicast}: {slowest:?}");
+        assert!(slowest <= secs(1.0), "{slowest:?}");
+    }
+}
+
+#[test]
 fn a_power_strip_takes_six_machines_at_once() {
     for seed in 1..=20 {
         let mut world = World::settled(seed, ROOM, wire(0, seed % 2 == 0));

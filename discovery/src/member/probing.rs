@@ -12,8 +12,10 @@ use crate::rumors::Origin;
 use crate::wire::{Kind, Liveness, Mode, Role, Rumor};
 
 /// Pings of one probe.
-const TRIES: u32 = 3;
-/// Members asked to try in our place when two pings were in vain.
+const TRIES: u32 = 4;
+/// With this ping others are asked to try in our place.
+const HELPED: u32 = 3;
+/// So many.
 const HELPERS: usize = 3;
 /// Most probes at a time; a favour beyond it is refused, our own wait.
 const MAX_PROBES: usize = 64;
@@ -21,6 +23,9 @@ const MAX_PROBES: usize = 64;
 const LATE: Duration = Duration::from_millis(400);
 /// So many probes in a row that only the head could answer mean that the way to peers is cut.
 const DETOURS: u32 = 3;
+/// Most members of which we remember that only the head reaches them for us; who reaches more than that by the head only is likely
+/// to reach nobody, which is told by `DETOURS`.
+pub(super) const MAX_AROUND: usize = 64;
 /// Worst health: timeouts eight times as long.
 const WORST_HEALTH: u32 = 7;
 
@@ -278,11 +283,13 @@ impl Membership {
         probe.tries += 1;
         let (target, address, purpose) = (probe.target, probe.address, probe.purpose);
         let judging = purpose == Purpose::Judge;
-        let last = probe.tries == TRIES && judging;
+        let helped = probe.tries == HELPED && judging;
+        // Lest one lost question or answer makes a doubt where the head is the only way.
+        let again = probe.tries > HELPED && probe.helpers > 0 && judging;
         // The head asks in our place from the first try on.
-        let detour = self.detours >= DETOURS && judging;
-        // The helpers ask in turn: that takes them twice as long.
-        probe.next = now + if last { 2 * probe.patience } else { probe.patience };
+        let cut = self.detours >= DETOURS || self.around.contains(&target.id);
+        let detour = judging && cut;
+        probe.next = now + probe.patience;
         // Who is doubted must hear of it, to be able to contradict.
         let doubted = self
             .roster
@@ -292,8 +299,8 @@ impl Membership {
         let limit = self.rumor_limit();
         rumors.extend(self.rumors.pick(6, limit));
         self.send(now, To::Member(address), Kind::Ping { probe: number }, rumors);
-        if last || detour {
-            let helpers = if detour { 1 } else { HELPERS };
+        if helped || again || detour {
+            let helpers = if detour || again { 1 } else { HELPERS };
             self.ask_helpers(now, number, target, address, helpers);
         }
     }
@@ -354,8 +361,12 @@ impl Membership {
         if probe.purpose == Purpose::Judge {
             if from.is_some() {
                 self.detours = 0;
+                self.around.remove(&probe.target.id);
             } else if self.head_address() == Some(source) {
                 self.detours = self.detours.saturating_add(1);
+                if self.around.len() < MAX_AROUND {
+                    self.around.insert(probe.target.id);
+                }
             }
         }
         match probe.purpose {
@@ -501,6 +512,9 @@ impl Membership {
             if watcher {
                 self.probe(now, boot.id, Purpose::Judge);
             }
+        }
+        if matches!(liveness, Liveness::Dead | Liveness::Left) {
+            self.around.remove(&boot.id);
         }
         if matches!(liveness, Liveness::Suspect | Liveness::Dead | Liveness::Left) {
             // The node behind it may be gone too: power strips have six sockets.

@@ -49,8 +49,12 @@ impl Membership {
         }
         let appeared = self.hear(now, from, source, &message)?;
         let passed_on = !matches!(message.kind, Kind::Roster);
+        let (told, before) = (message.rumors.len(), self.roster.present());
         for rumor in message.rumors {
             self.hear_rumor(now, source, rumor, passed_on);
+        }
+        if !passed_on {
+            self.hear_answer(now, told, self.roster.present().saturating_sub(before));
         }
         self.loads.handle_entries(now, &message.loads);
         self.hear_history(now, source, message.history, message.role == Role::Head);

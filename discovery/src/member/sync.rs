@@ -17,6 +17,11 @@ const COMPARE_AGAIN: Duration = Duration::from_secs(1);
 /// together, would compare 500 times a second: a lossy wire makes a newcomer ask again.
 const COMPARE_FIRST: Duration = Duration::from_millis(100);
 const COMPARE_SHARE: Duration = Duration::from_millis(2);
+/// So long after the last datagram of an answer that brought much the next question goes out: the rest of the burst is on its way.
+const COMPARE_ON: Duration = Duration::from_millis(20);
+/// Much is one member in so many. Hence catching up costs a room at most so many times what it brings, however fast it goes:
+/// among nodes that were switched on together most of an answer is known already, and they wait.
+const NEWS_SHARE: usize = 4;
 /// Datagrams in answer to one question.
 const BURST: usize = 8;
 /// How long an answer to a pull may take.
@@ -43,7 +48,10 @@ impl Membership {
             self.mismatch = None;
             return;
         }
-        let due = if self.synced {
+        let brought = self.brought.filter(|at| *at >= self.compared);
+        let due = if let Some(at) = brought {
+            at + COMPARE_ON
+        } else if self.synced {
             (self.changed + SETTLED).max(self.compared + COMPARE_AGAIN)
         } else {
             let members = u32::try_from(self.roster.present()).unwrap_or(u32::MAX);
@@ -52,6 +60,15 @@ impl Membership {
         };
         self.mismatch = Some((source, due));
         self.handle_mismatch(now);
+    }
+
+    /// A datagram of an answer told so many members, of which so many were news.
+    pub(super) fn hear_answer(&mut self, now: Duration, told: usize, news: usize) {
+        if news > 0 && news * NEWS_SHARE >= told {
+            self.brought = Some(now);
+            // What was asked in vain before was not in vain.
+            self.compares = 0;
+        }
     }
 
     /// Compares, if it is time.

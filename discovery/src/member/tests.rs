@@ -306,3 +306,57 @@ fn who_slept_judges_nobody() {
     assert!(!events.contains(&Event::Lost(boot(2))), "{events:?}");
     assert!(a.health() > 0);
 }
+
+/// The room's others, and one answer to our comparison that tells of them.
+fn answers(ids: core::ops::Range<u8>) -> Message {
+    let alive = |id| Rumor {
+        boot: boot(id),
+        refutation: 0,
+        liveness: Liveness::Alive,
+        role: Role::Node,
+        headless: false,
+        address: address(id),
+        by: None,
+    };
+    Message {
+        roster: 7,
+        rumors: ids.map(alive).collect(),
+        ..says(Kind::Roster)
+    }
+}
+
+#[test]
+fn who_catches_up_asks_on_while_answers_bring_much_and_waits_when_they_do_not() {
+    let asked = |said: &[(Duration, To, Message)]| {
+        let compares = said
+            .iter()
+            .filter(|(.., message)| matches!(message.kind, Kind::Compare(_)));
+        compares.map(|(at, ..)| *at).collect::<Vec<Duration>>()
+    };
+    let (began, millis) = (10 * SECOND, Duration::from_millis);
+    let mut a = node(1, SECOND);
+    run(&mut a, SECOND, began);
+    // The first answer, in two datagrams: the next question goes out 20 ms after the second.
+    hears(&mut a, began, 2, &says(Kind::Gossip)).expect("heard");
+    assert!(
+        drain(&mut a)
+            .0
+            .iter()
+            .any(|(_, message)| matches!(message.kind, Kind::Compare(_)))
+    );
+    for (at, ids) in [(1, 10..20), (5, 20..30)] {
+        hears(&mut a, began + millis(at), 2, &answers(ids)).expect("heard");
+    }
+    let (said, _) = run(&mut a, began + millis(5), began + millis(100));
+    assert_eq!(asked(&said), [began + millis(25)]);
+    // The same once more brings nothing: only after a fifth of a second.
+    for (at, ids) in [(101, 10..20), (105, 20..30)] {
+        hears(&mut a, began + millis(at), 2, &answers(ids)).expect("heard");
+    }
+    let (said, _) = run(&mut a, began + millis(105), began + millis(400));
+    assert_eq!(asked(&said), [began + millis(225)]);
+    // One of ten is not much either.
+    hears(&mut a, began + millis(405), 2, &answers(21..31)).expect("heard");
+    let (said, _) = run(&mut a, began + millis(405), began + millis(600));
+    assert_eq!(asked(&said), [began + millis(425)]);
+}
