@@ -183,7 +183,7 @@ impl Context<'_> {
             recipe.links.push(self.extra_link(link)?);
         }
         if let Some(root) = raw.root {
-            recipe.root = Some(self.root(root)?);
+            recipe.root = Some(self.root(root, recipe.root.take())?);
         }
         Ok(recipe)
     }

@@ -102,7 +102,7 @@ pub enum HookScript {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RawRoot {
-    base: Spanned<String>,
+    base: Option<Spanned<String>>,
     #[serde(default)]
     packages: Vec<Spanned<String>>,
     format: Option<Spanned<String>>,
@@ -185,29 +185,39 @@ const LOCKS: &str = "/var/lib/cid/locks";
 const MOUNT_KINDS: &[&str] = &["nfs", "nfs4", "tmpfs", "9p", "virtiofs", "cifs"];
 
 impl Context<'_> {
-    pub(super) fn root(&self, raw: Spanned<RawRoot>) -> Result<RootRecipe, RecipeError> {
+    /// `parent` is the section of the included recipe: lists go on from its lists, other keys replace.
+    pub(super) fn root(
+        &self,
+        raw: Spanned<RawRoot>,
+        parent: Option<RootRecipe>,
+    ) -> Result<RootRecipe, RecipeError> {
         let line = self.line(raw.span().start);
         let raw = raw.into_inner();
-        let base = self.base(raw.base)?;
-        let debian = matches!(base.value, Base::Debian(_));
-        if let Some(first) = raw.packages.first()
-            && !debian
+        let lock = self.lock(&raw, parent.as_ref());
+        let mut root = match (raw.base, parent) {
+            (Some(base), Some(parent)) => RootRecipe {
+                base: self.base(base)?,
+                ..parent
+            },
+            (None, Some(parent)) => parent,
+            (Some(base), None) => self.first(self.base(base)?, line, raw.drop.is_none()),
+            (None, None) => {
+                let problem =
+                    "[root] has no base: say base = \"debian:trixie\", or include a recipe that has one";
+                return Err(self.error(line, problem));
+            }
+        };
+        root.line = line;
+        root.lock = lock;
+        let packages = raw.packages.into_iter().map(|name| self.package(Some(name), ""));
+        root.packages.extend(packages.collect::<Result<Vec<_>, _>>()?);
+        if let Some(first) = root.packages.first()
+            && !matches!(root.base.value, Base::Debian(_))
         {
             let problem = "packages want base = \"debian:SUITE\": install them in a hook, or remove the key";
-            return Err(self.error(self.line(first.span().start), problem));
+            return Err(self.error(first.line, problem));
         }
-        let packages = raw.packages.into_iter().map(|name| self.package(Some(name), ""));
-        let drop = match raw.drop {
-            Some(drop) => self.all(drop),
-            None if debian => DEFAULT_DROP
-                .iter()
-                .map(|pattern| Located {
-                    value: (*pattern).to_owned(),
-                    line,
-                })
-                .collect(),
-            None => Vec::new(),
-        };
+        let drop = self.all(raw.drop.unwrap_or_default());
         if let Some(bad) = drop.iter().find(|pattern| !pattern.value.starts_with('/')) {
             let problem = format!(
                 "drop {:?}: give a pattern of absolute paths, such as \"/usr/share/man/*\"",
@@ -215,45 +225,61 @@ impl Context<'_> {
             );
             return Err(self.error(bad.line, problem));
         }
+        root.drop.extend(drop);
         if let Some(format) = raw.format {
             self.format(format)?;
         }
-        Ok(RootRecipe {
+        root.overlays
+            .extend(raw.overlays.into_iter().map(|path| self.located_path(path)));
+        root.values.extend(raw.values);
+        for user in raw.users {
+            root.users.push(self.user(user)?);
+        }
+        self.services(raw.services, &mut root.services)?;
+        for mount in raw.mounts {
+            root.mounts.push(self.mount(mount)?);
+        }
+        for hook in raw.hooks {
+            root.hooks.push(self.hook(hook)?);
+        }
+        Ok(root)
+    }
+
+    /// A section that says no more than its base.
+    fn first(&self, base: Located<Base>, line: usize, default_drop: bool) -> RootRecipe {
+        let debian = matches!(base.value, Base::Debian(_));
+        let drop = DEFAULT_DROP.iter().filter(|_| debian && default_drop);
+        RootRecipe {
             line,
-            packages: packages.collect::<Result<_, _>>()?,
-            overlays: raw
-                .overlays
-                .into_iter()
-                .map(|path| self.located_path(path))
-                .collect(),
-            values: raw.values,
-            users: raw
-                .users
-                .into_iter()
-                .map(|user| self.user(user))
-                .collect::<Result<_, _>>()?,
-            services: self.services(raw.services)?,
-            mounts: raw
-                .mounts
-                .into_iter()
-                .map(|mount| self.mount(mount))
-                .collect::<Result<_, _>>()?,
-            hooks: raw
-                .hooks
-                .into_iter()
-                .map(|hook| self.hook(hook))
-                .collect::<Result<_, _>>()?,
-            drop,
-            lock: match raw.lock {
-                Some(lock) => self.beside(&lock),
-                // Installed recipes are the package's, what they came to here is this machine's.
-                None if self.file.starts_with(INSTALLED) => {
-                    Path::new(LOCKS).join(self.file.with_extension("lock").file_name().unwrap_or_default())
-                }
-                None => self.file.with_extension("lock"),
-            },
             base,
-        })
+            packages: Vec::new(),
+            overlays: Vec::new(),
+            values: toml::Table::new(),
+            users: Vec::new(),
+            services: Vec::new(),
+            mounts: Vec::new(),
+            hooks: Vec::new(),
+            drop: drop
+                .map(|pattern| Located {
+                    value: (*pattern).to_owned(),
+                    line,
+                })
+                .collect(),
+            lock: PathBuf::new(),
+        }
+    }
+
+    /// Where the lock is. Who includes a recipe and asks for no package of their own has its lock, and so its bottom layer.
+    fn lock(&self, raw: &RawRoot, parent: Option<&RootRecipe>) -> PathBuf {
+        match (&raw.lock, parent) {
+            (Some(lock), _) => self.beside(lock),
+            (None, Some(parent)) if raw.base.is_none() && raw.packages.is_empty() => parent.lock.clone(),
+            // Installed recipes are the package's, what they came to here is this machine's.
+            _ if self.file.starts_with(INSTALLED) => {
+                Path::new(LOCKS).join(self.file.with_extension("lock").file_name().unwrap_or_default())
+            }
+            _ => self.file.with_extension("lock"),
+        }
     }
 
     fn base(&self, raw: Spanned<String>) -> Result<Located<Base>, RecipeError> {
@@ -355,8 +381,7 @@ impl Context<'_> {
         Err(self.error(name.line, problem))
     }
 
-    fn services(&self, raw: Vec<RawService>) -> Result<Vec<Service>, RecipeError> {
-        let mut services: Vec<Service> = Vec::new();
+    fn services(&self, raw: Vec<RawService>, services: &mut Vec<Service>) -> Result<(), RecipeError> {
         for raw in raw {
             let name = self.account(raw.name)?;
             if services.iter().any(|service| service.name == name.value) {
@@ -383,7 +408,7 @@ impl Context<'_> {
                 environment: raw.environment,
             });
         }
-        Ok(services)
+        Ok(())
     }
 
     fn restart(&self, raw: Option<Spanned<String>>) -> Result<Restart, RecipeError> {

@@ -101,3 +101,57 @@ proptest::proptest! {
         let _ = Recipe::parse(Path::new("x.toml"), &text);
     }
 }
+
+/// A researcher's recipe on a shipped one: lists go on from its lists, and without packages of its own it has its lock.
+#[test]
+fn a_root_goes_on_from_the_included_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path
+    };
+    let lab = format!(
+        "{GOOD}[root]\nbase = \"debian:trixie\"\npackages = [\"gcc\"]\n[[root.services]]\nname = \"sshd\"\ncommand = [\"/sshd\"]\n"
+    );
+    write("lab.toml", &lab);
+    let mine = "include = \"lab\"\n[root]\noverlays = [\"mine\"]\n[[root.services]]\nname = \"work\"\ncommand = [\"/work\"]\n";
+    let path = write("mine.toml", mine);
+    let root = Recipe::load(&path).unwrap().root.unwrap();
+    assert_eq!(root.base.value, root::Base::Debian("trixie".into()));
+    assert_eq!(root.packages.len() + root.overlays.len(), 2);
+    let services: Vec<&str> = root
+        .services
+        .iter()
+        .map(|service| service.name.as_str())
+        .collect();
+    assert_eq!(services, ["sshd", "work"]);
+    assert_eq!(root.lock, folder.path().join("lab.lock"));
+    assert!(!root.drop.is_empty());
+
+    let path = write("more.toml", "include = \"lab\"\n[root]\npackages = [\"gdb\"]\n");
+    let root = Recipe::load(&path).unwrap().root.unwrap();
+    assert_eq!(
+        (root.packages.len(), root.lock),
+        (2, folder.path().join("more.lock"))
+    );
+
+    for (text, words) in [
+        (
+            "[root]\nbase = \"oci:here\"\n",
+            "packages want base = \"debian:SUITE\"",
+        ),
+        (
+            "[[root.services]]\nname = \"sshd\"\ncommand = [\"/other\"]\n",
+            "service \"sshd\" is there twice",
+        ),
+    ] {
+        let path = write("bad.toml", &format!("include = \"lab\"\n{text}"));
+        let error = Recipe::load(&path).unwrap_err().to_string();
+        assert!(error.contains(words), "{error}");
+    }
+    check_refused(
+        &format!("{GOOD}[root]\npackages = [\"gcc\"]\n"),
+        "3: [root] has no base: say base = \"debian:trixie\", or include a recipe that has one",
+    );
+}
