@@ -141,6 +141,7 @@ pub fn build(
         needed_ram_bytes: ram.needed(),
         root: packed.map(|packed| Root {
             needed_ram_bytes: ram.needed_for_root(),
+            peak_ram_bytes: ram.with_root().unwrap_or(0),
             ..packed.root
         }),
     };

@@ -58,15 +58,17 @@ impl Prediction {
         self.started + self.stage1
     }
 
-    /// Used when the root is mounted and its services start.
+    /// In use when the root is mounted and before its services start, as the node counts it (`memory_peak_kib`): neither free nor
+    /// given up without loss.
     pub fn with_root(&self) -> Option<u64> {
         let root = self.root?;
-        Some(SETTLED + self.stage1_kept + PROGRAMS + root.image + root.tree + WORKING_ROOM)
+        Some(SETTLED + self.stage1_kept + PROGRAMS + root.image + root.tree)
     }
 
-    /// The larger of the two.
+    /// The larger of the two, with room for services and for what the mounted file system reads.
     pub fn peak_used(&self) -> u64 {
-        self.at_start().max(self.with_root().unwrap_or(0))
+        let with_root = self.with_root().map_or(0, |used| used + KEPT_FREE + WORKING_ROOM);
+        self.at_start().max(with_root)
     }
 
     /// What a PC must have altogether. The kernel keeps 64 bytes for each page of 4 KiB, hence 64/63; and where it has
@@ -91,8 +93,8 @@ impl fmt::Display for Prediction {
         let mut row = |what: &str, bytes: u64| writeln!(f, "{what:<13}{:>6.1} MB", bytes as f64 / 1e6);
         row("RAM, kernel", self.kernel + self.needed() / 64)?;
         match self.root {
-            Some(root) if self.with_root() >= Some(self.at_start()) => {
-                row("  its buffers", SETTLED)?;
+            Some(root) if self.peak_used() > self.at_start() => {
+                row("  its buffers", SETTLED + KEPT_FREE)?;
                 row("  programs", self.stage1_kept + PROGRAMS)?;
                 row("  root.img", root.image)?;
                 row("  root.tree", root.tree)?;
@@ -116,11 +118,13 @@ const MIB: u64 = 1 << 20;
 const KERNEL: u64 = 44 * MIB;
 /// `MemTotal` less `MemAvailable` as PID 1 starts, less the files of stage 1.
 const STARTED: u64 = 42 * MIB;
-/// The same half a minute later.
-const SETTLED: u64 = 30 * MIB;
-/// What PID 1 and the agent allocate.
+/// In use of the kernel's own half a minute later, by the node's count (docs/recipes.md).
+const SETTLED: u64 = 20 * MIB;
+/// What Linux keeps free for itself, with less than [`HUGE_PAGES_FROM`].
+const KEPT_FREE: u64 = 10 * MIB;
+/// What PID 1 and the agent allocate, chunks on their way among it.
 const PROGRAMS: u64 = 6 * MIB;
-/// Chunks on their way, the mounted file system's own tables, services.
+/// What the mounted file system reads, services.
 const WORKING_ROOM: u64 = 16 * MIB;
 
 /// With so much RAM and more, Linux makes huge pages, and keeps a reserve for them that `MemAvailable` does not count.

@@ -109,6 +109,7 @@ fn finish(workshop: tempfile::TempDir, image: PathBuf, list: List) -> anyhow::Re
         entries: list.entries.len() as u64,
         content_bytes: list.content_bytes(),
         needed_ram_bytes: 0,
+        peak_ram_bytes: 0,
     };
     Ok(Packed {
         _workshop: workshop,

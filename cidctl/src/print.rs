@@ -309,6 +309,7 @@ mod tests {
             firmware: None,
             cpus: 2,
             memory_kib: 498_000,
+            memory_peak_kib: None,
             load1: Some(0.251),
             clock_ahead_us: None,
             clock_error_us: None,

@@ -94,6 +94,9 @@ pub struct NodeRow {
     pub cpus: u32,
     /// Memory in KiB; 0 until it joined once.
     pub memory_kib: u64,
+    /// The most memory that was in use until its root was mounted, in KiB; absent without a root. docs/recipes.md says what counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_kib: Option<u64>,
     /// One-minute load average while up.
     pub load1: Option<f32>,
     /// By how much its clock is ahead of the head's, in microseconds, as the head measures it while it is up.

@@ -63,6 +63,10 @@ pub struct Root {
     pub content_bytes: u64,
     /// Bytes of RAM that must be free when the download begins: `root.img`, its tree, and working room.
     pub needed_ram_bytes: u64,
+    /// Bytes of RAM in use at the most until it is mounted, by the same count as the node's own `memory_peak_kib`; 0 where the
+    /// builder did not say.
+    #[serde(default)]
+    pub peak_ram_bytes: u64,
 }
 
 impl Manifest {

@@ -68,6 +68,9 @@ pub enum RootReport {
         sequence: u64,
         /// Root of its tree, 64 hexadecimal digits.
         tree: String,
+        /// The most memory that was in use until it was mounted, in KiB (docs/recipes.md says what counts); 0 where that is not known.
+        #[serde(default)]
+        peak_kib: u64,
     },
     /// It does not run what was promised.
     Refused {

@@ -148,6 +148,8 @@ pub(super) struct Machine {
     pub(super) fetches: Option<String>,
     /// Under which sequence it was promised that in this connection: what it runs may not be older.
     pub(super) promised: u64,
+    /// The most memory that was in use in this boot until the root was mounted, in KiB, where the node said so.
+    pub(super) peak_kib: Option<u64>,
     /// What it prepared when it left last.
     pub(super) way_out: Leaving,
     /// `record` differs from what was last written, in what may be lost.
@@ -174,6 +176,7 @@ impl Machine {
             calls: VecDeque::new(),
             commanded: None,
             fetches: None,
+            peak_kib: None,
             promised: 0,
             way_out: Leaving::LocalBoot,
             stale: false,

@@ -36,6 +36,7 @@ impl Registry {
         let machine = self.machines.get_mut(&mac)?;
         let promise = self.promises.get(machine.record.image.as_ref()?)?;
         if !welcomed {
+            machine.peak_kib = None;
             machine.fetches = Some(format!("is to fetch {}", promise.image));
         }
         machine.promised = promise.sequence;
@@ -50,6 +51,10 @@ impl Registry {
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;
         };
+        // Said again after each welcome: a head that was restarted learns it so.
+        if let RootReport::Mounted { peak_kib, .. } = report {
+            machine.peak_kib = Some(*peak_kib).filter(|peak| *peak > 0);
+        }
         // It is on its way out, or has nothing to fetch.
         let joins = matches!(
             machine.record.state,
@@ -155,6 +160,7 @@ mod tests {
             image: "minimal".into(),
             sequence,
             tree: "ab".into(),
+            peak_kib: 250_000,
         }
     }
 
@@ -188,11 +194,17 @@ mod tests {
             (trace.state(1), reason(&trace)),
             (NodeState::Up, "runs minimal".to_owned())
         );
+        let peak = |trace: &Trace| trace.registry.rows(&[mac(1)])[0].memory_peak_kib;
+        assert_eq!(peak(&trace), Some(250_000));
         // A head that was restarted does not send a node that runs back to joining.
         trace.restart(40);
         trace.registry.set_promises(vec![promise(9)]);
         trace.hello(41, 1, 2, "boot-1");
         assert_eq!(trace.state(1), NodeState::Up);
+        trace
+            .registry
+            .handle_root_report(super::super::tests::at(42), ConnectionId(2), &mounted(9));
+        assert_eq!(peak(&trace), Some(250_000), "told anew");
     }
 
     #[test]

@@ -49,6 +49,7 @@ impl Registry {
             firmware: record.firmware.clone(),
             cpus: record.hardware.as_ref().map_or(0, |hardware| hardware.cpus),
             memory_kib: record.hardware.as_ref().map_or(0, |hardware| hardware.memory_kib),
+            memory_peak_kib: machine.peak_kib.filter(|_| up),
             clock_ahead_us: machine.clock.filter(|_| up).map(|clock| clock.ahead_us),
             clock_error_us: machine.clock.filter(|_| up).map(|clock| clock.error_us),
             load1: machine.load.filter(|_| up).map(|load| load.load1),

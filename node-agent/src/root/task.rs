@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::fetch::{Fetch, Fetched, MAX_DECLINED};
-use super::memory::Memory;
+use super::memory::{Memory, Peak};
 use super::mount;
 use super::peer::Caller;
 use super::serve::Offer;
@@ -75,12 +75,13 @@ pub(crate) struct Handle {
 
 impl Handle {
     /// Starts the task; its news go to `news`. `started` is what the agent counts its time from.
-    pub(crate) fn start(started: Instant, news: impl Fn(News) + Send + Sync + 'static) -> Self {
+    pub(crate) fn start(started: Instant, peak: Peak, news: impl Fn(News) + Send + Sync + 'static) -> Self {
         let (commands, inbox) = mpsc::channel(QUEUE);
         let (way, ways) = watch::channel(None);
         let (offer, offered) = watch::channel(None);
         let task = Task {
             started,
+            peak,
             inbox,
             ways,
             offer,
@@ -112,6 +113,8 @@ struct Mark {
     image: String,
     sequence: u64,
     tree: String,
+    #[serde(default)]
+    peak_kib: u64,
 }
 
 #[derive(Debug)]
@@ -131,6 +134,7 @@ struct Refused {
 
 struct Task {
     started: Instant,
+    peak: Peak,
     inbox: mpsc::Receiver<Command>,
     ways: watch::Receiver<Option<Way>>,
     offer: watch::Sender<Option<Arc<Offer>>>,
@@ -209,8 +213,7 @@ impl Task {
         let folder = mount::place_for_image().map_err(trouble)?;
         let kept = Store::kept_tree(&folder, manifest.shape, manifest.tree_root);
         if kept.is_none() {
-            let memory = Memory::parse(&crate::hardware::read("/proc/meminfo"));
-            memory
+            Memory::look()
                 .takes(manifest.shape.bytes(), manifest.needed_ram_bytes)
                 .map_err(|why| Refused {
                     counter: "memory",
@@ -295,13 +298,18 @@ impl Task {
     async fn mount(&mut self, manifest: &RootManifest, image: PathBuf) -> anyhow::Result<()> {
         (self.news)(News::Progress(format!("mounts {}", manifest.image)));
         let format = manifest.format;
-        let free = Memory::parse(&crate::hardware::read("/proc/meminfo")).available * 1024;
+        let memory = Memory::look();
+        self.peak.handle_memory(memory);
+        let free = memory.available * 1024;
         let work = move || mount::mount_root(&image, format, free / SCRATCH_PART);
         tokio::task::spawn_blocking(work).await??;
+        // From here on its services use what they use.
+        self.peak.handle_memory(Memory::look());
         let mark = Mark {
             image: manifest.image.clone(),
             sequence: manifest.sequence,
             tree: manifest.tree_root.to_string(),
+            peak_kib: self.peak.used_kib(),
         };
         let path = Path::new(mount::FOLDER).join(MARK);
         fs::write(path, serde_json::to_string(&mark)?)?;
@@ -331,6 +339,7 @@ impl Task {
             image: mark.image.clone(),
             sequence: mark.sequence,
             tree: mark.tree.clone(),
+            peak_kib: mark.peak_kib,
         }));
         (self.news)(News::Mounted);
     }

@@ -38,9 +38,10 @@ impl Roots {
             // A full queue drops it: progress comes again, and what is mounted or refused is said with every promise.
             let _ = sender.try_send(Event::Root(news));
         };
+        let peak = Peak::default();
         Self {
-            handle: Handle::start(started, news),
-            peak: Peak::default(),
+            handle: Handle::start(started, peak.clone(), news),
+            peak,
             promised: false,
             mounted: false,
             names_at: Duration::ZERO,
@@ -103,8 +104,7 @@ impl Shell {
         }
         self.show_way();
         if self.roots.peak.is_due(now) {
-            let memory = Memory::parse(&hardware::read("/proc/meminfo"));
-            self.roots.peak.handle_memory(now, memory);
+            self.roots.peak.handle_look(now, Memory::look());
         }
         if self.roots.mounted && now >= self.roots.names_at {
             self.roots.names_at = now + NAMES;
