@@ -57,6 +57,7 @@ fn node(name: &str) -> NodeRow {
         firmware: None,
         cpus: 2,
         memory_kib: 512 * 1024,
+        memory_peak_kib: None,
         load1: Some(0.5),
         clock_ahead_us: None,
         clock_error_us: None,

@@ -18,6 +18,7 @@ pub mod room;
 pub mod rooted;
 pub mod run;
 pub mod screen;
+pub mod shipped;
 pub mod stages;
 pub mod windows;
 

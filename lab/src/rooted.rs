@@ -1,18 +1,20 @@
-//! An image with a small root, built by the real `cidbuild`: what the tests of root images boot.
+//! Images with a root, built by the real `cidbuild`, and what a program in them finds out: what the tests of root images boot.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use cid_protocol::manifest::Manifest;
 
 use crate::head::program;
 use crate::image::node_programs;
+use crate::pc::Pc;
 use crate::run::run;
 
 /// What a program with the rights of root finds out inside. Each line is a word and what it found.
-const PROBE: &str = r#"#!/bin/sh
+pub(crate) const PROBE: &str = r#"#!/bin/sh
 say() { echo "probe $*"; }
 say partitions "[$(tail -n +3 /proc/partitions | tr '\n' ';')]"
 say modules "[$(cut -d' ' -f1 /proc/modules | tr '\n' ' ')]"
@@ -77,12 +79,90 @@ fn build(dir: &Path, name: &str, filler: usize, service: &str) -> Result<PathBuf
     let path = recipes.join(format!("{name}.toml"));
     fs::write(&path, recipe)?;
     let images = dir.join("images");
+    run_cidbuild(&path, &images)?;
+    Ok(images)
+}
+
+/// `cidbuild image` of a recipe.
+///
+/// # Errors
+/// When `cidbuild` or the node programs are missing, or the build fails.
+pub(crate) fn run_cidbuild(recipe: &Path, images: &Path) -> Result<()> {
     run(Command::new(program("cidbuild")?)
         .arg("image")
-        .arg(&path)
+        .arg(recipe)
         .arg("--out")
-        .arg(&images)
+        .arg(images)
         .arg("--node-programs")
-        .arg(node_programs()?))?;
-    Ok(images)
+        .arg(node_programs()?))
+    .map(drop)
+}
+
+/// Modules that a root needs in stage 1, on top of what the same PC loads without one.
+const OF_THE_ROOT: [&str; 5] = ["erofs", "overlay", "libcrc32c", "crc32c_generic", "crc32c_intel"];
+
+/// What a service said behind `words`, the first time.
+#[must_use]
+pub fn told(pc: &Pc, service: &str, words: &str) -> Option<String> {
+    let serial = pc.serial();
+    let at = serial.split(&format!("service {service}: {words} ")).nth(1)?;
+    Some(at.lines().next()?.trim().to_owned())
+}
+
+/// What the probe in a root found: no block device, nothing that it could do to the PC, and no module that stage 1 of `image` (a folder)
+/// would not have had.
+///
+/// # Errors
+/// When it is not so, or the probe is not through.
+pub fn sees_no_disk(pc: &Pc, image: &Path) -> Result<()> {
+    let probed = |word: &str| told(pc, "probe", &format!("probe {word}"));
+    let partitions = probed("partitions").context("no partitions told")?;
+    ensure!(partitions == "[]", "/proc/partitions has {partitions}");
+    ensure!(probed("bad").is_none(), "{:?}: {}", probed("bad"), pc.serial());
+    let manifest = fs::read_to_string(image.join("manifest.json"))?;
+    let modules = probed("modules").context("no modules told")?;
+    ensure!(modules.ends_with(']'), "the list of modules was cut: {modules}");
+    for module in modules.trim_matches(['[', ']']).split_whitespace() {
+        let in_stage_1 = manifest.contains(&format!("{}.ko", module.replace('_', "-")))
+            || manifest.contains(&format!("{module}.ko"));
+        ensure!(
+            in_stage_1 || OF_THE_ROOT.contains(&module),
+            "{module} is not of stage 1"
+        );
+        ensure!(module != "loop", "EROFS is mounted from its file");
+    }
+    Ok(())
+}
+
+/// How far the build's figure may be from what was measured.
+const PEAK_PERCENT: u64 = 10;
+
+/// The most that was in use until the root was mounted, as the build of `image` (a folder) said and as the node measured it; printed.
+///
+/// # Errors
+/// When they differ by more than a tenth, or one of them is missing.
+pub fn peak_is_as_predicted(pc: &Pc, image: &Path) -> Result<()> {
+    let manifest: Manifest = serde_json::from_slice(&fs::read(image.join("manifest.json"))?)?;
+    let root = manifest.root.context("no root")?;
+    let measured = pc
+        .node()?
+        .context("no node")?
+        .memory_peak_kib
+        .context("no peak reported")?
+        * 1024;
+    println!(
+        "{}: root.img {:.1} MB; peak predicted {:.1} MB, measured {:.1} MB; a PC must have {:.1} MB",
+        manifest.name,
+        root.bytes as f64 / 1e6,
+        root.peak_ram_bytes as f64 / 1e6,
+        measured as f64 / 1e6,
+        manifest.needed_ram_bytes as f64 / 1e6
+    );
+    let off = measured.abs_diff(root.peak_ram_bytes);
+    ensure!(
+        off * 100 <= measured * PEAK_PERCENT,
+        "off by {:.1} %",
+        off as f64 * 100.0 / measured as f64
+    );
+    Ok(())
 }
