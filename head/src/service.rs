@@ -274,7 +274,7 @@ async fn bind_wire(config: &Config, interface: &Interface, cut_short: bool, keep
             .with_context(occupied("TFTP", tftp::PORT))?
             .journal(config.state_dir.join(journal)),
         http: tcp(http::PORT).with_context(occupied("HTTP", http::PORT))?,
-        nodes: tcp(NODE_PORT).with_context(occupied("nodes", NODE_PORT))?,
+        nodes: listen_for_nodes(address).with_context(occupied("nodes", NODE_PORT))?,
         members: door::Wire::bind(interface, keeper).with_context(occupied("members", NODE_PORT))?,
     })
 }
@@ -302,14 +302,26 @@ async fn refuse_rival(interface: &str, sockets: &Sockets, watch: &mut Watch, cut
 
 /// Callers wait in the queue of a kept socket until somebody accepts them.
 fn listen(address: SocketAddrV4, keeper: &dyn SocketKeeper) -> std::io::Result<TcpListener> {
-    let socket = keeper.socket(&format!("tcp.{}.{}", address.port(), address.ip()), &|| {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        Ok(socket)
-    })?;
+    let name = format!("tcp.{}.{}", address.port(), address.ip());
+    let socket = keeper.socket(&name, &|| listening(address, BACKLOG))?;
     TcpListener::from_std(socket.into())
+}
+
+/// Kept by nobody: a node that calls a head which is not there must be told so, and calls again within seconds. In a kept socket's queue
+/// it waits until it gives up; after a minute that queue is full of those who gave up, and the kernel takes nobody's call any more: at a
+/// thousand nodes the last was heard 12 to 15 s behind such a head's return.
+fn listen_for_nodes(address: Ipv4Addr) -> std::io::Result<TcpListener> {
+    let backlog = i32::try_from(nodes::MAX_CONNECTIONS).unwrap_or(i32::MAX);
+    let socket = listening(SocketAddrV4::new(address, NODE_PORT), backlog)?;
+    TcpListener::from_std(socket.into())
+}
+
+fn listening(address: SocketAddrV4, backlog: i32) -> std::io::Result<Socket> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(backlog)?;
+    Ok(socket)
 }
 
 fn start(

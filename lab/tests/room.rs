@@ -102,6 +102,11 @@ fn who_calls_a_head_that_is_being_restarted_waits_and_is_answered() -> Result<()
         "%{http_code}",
     ]);
     let waiting = caller.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    // A node is no firmware: it is told at once that there is no head, and calls again.
+    let mut node = room.command("curl");
+    node.args(["-sS", "--max-time", "30", "http://10.77.0.1:3101/"]);
+    let refused = run(&mut node).expect_err("nobody listens to nodes");
+    assert!(format!("{refused:#}").contains("onnect to"), "{refused:#}");
     std::thread::sleep(Duration::from_millis(500));
     head.up()?;
     let answer = waiting.wait_with_output()?;
