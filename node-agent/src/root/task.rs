@@ -22,6 +22,7 @@ use super::peer::Caller;
 use super::serve::Offer;
 use super::store::Store;
 use super::{http, processes};
+use crate::netlink;
 
 /// What the agent's loop tells; more than this never waits, since it says little.
 const QUEUE: usize = 64;
@@ -30,6 +31,8 @@ const FIRST_RETRY: Duration = Duration::from_millis(500);
 const LAST_RETRY: Duration = Duration::from_secs(10);
 /// Of what is free when the image is mounted, programs in it may write this part to files.
 const SCRATCH_PART: u64 = 2;
+/// `lo` has this index in every network namespace (`LOOPBACK_IFINDEX` of linux/net_namespace.h).
+const LOOPBACK: u32 = 1;
 /// Kept beside the image for an agent after this one.
 const MARK: &str = "mounted.json";
 
@@ -321,6 +324,10 @@ impl Task {
     }
 
     fn begin_services(&self) {
+        // Programs of one PC call one another, by its own addresses, too, as the ranks of MPI do: Linux brings those over `lo`.
+        if let Err(error) = netlink::up(LOOPBACK) {
+            log!("cid-agent: bring lo up: {error}");
+        }
         match processes::list() {
             Ok(list) => {
                 for mount in &list.mounts {
