@@ -12,7 +12,7 @@ use std::time::Duration;
 use cid_bootserver::keep::SocketKeeper;
 use cid_discovery::member::{Event, Output, To};
 use cid_discovery::seal::{MAX_DATAGRAM, Opener, Sealer};
-use cid_discovery::{Boot, Listener, MAX_BEACON, NodeState};
+use cid_discovery::{Boot, Listener, MAX_BEACON};
 use cid_protocol::{BEACON_GROUP, NODE_PORT};
 use nix::sys::socket::{MsgFlags, MultiHeaders, SockaddrIn, recvmmsg};
 use socket2::{Domain, InterfaceIndexOrAddress, Protocol, Socket, Type};
@@ -261,13 +261,8 @@ fn take_beacons(
     while listener.handle_deadline(now).is_some() {}
     for (source, bytes) in beacons {
         match listener.handle_datagram(now, *source, bytes) {
-            Ok((id, _)) => {
-                tally.beacons += 1;
-                let heard = listener.node(id).map(|heard| &heard.beacon);
-                if let Some(beacon) = heard.filter(|beacon| beacon.state == NodeState::Up) {
-                    core.tell(|registry, now| registry.handle_beacon(now, *source, &beacon.name));
-                }
-            }
+            // Anybody can make one: it is counted, and speaks for nobody.
+            Ok(_) => tally.beacons += 1,
             // Every beacon comes twice, by group and by unicast.
             Err(cid_discovery::Reject::Stale) => tally.beacons_again += 1,
             Err(reason) => *drops.entry(reason.name()).or_default() += 1,

@@ -243,26 +243,6 @@ impl Registry {
         self.persist(mac);
     }
 
-    /// A beacon said that the node called `name` is up at `address`. Beacons are not authenticated: they keep a
-    /// machine from being called lost, and change nothing else.
-    pub fn handle_beacon(&mut self, now: Now, address: Ipv4Addr, name: &str) {
-        let speaks = |record: &super::Record| {
-            record.address == Some(address)
-                && matches!(
-                    record.state,
-                    NodeState::Up | NodeState::Draining | NodeState::Suspect | NodeState::Lost
-                )
-                && record.label() == name
-        };
-        let speaker = self
-            .records()
-            .find(|record| speaks(record))
-            .map(|record| record.mac);
-        if let Some(mac) = speaker {
-            self.hear(now, mac);
-        }
-    }
-
     fn hear(&mut self, now: Now, mac: Mac) {
         let Some(machine) = self.machines.get_mut(&mac) else {
             return;

@@ -126,23 +126,6 @@ fn silence_makes_lost_and_a_word_restores() {
         trace.registry.record(mac(1)).unwrap().reason,
         "joined; found its head again"
     );
-    // Beacons alone keep it up, and bring it back.
-    trace.registry.handle_disconnect(ConnectionId(2));
-    trace
-        .registry
-        .handle_beacon(at(60), Ipv4Addr::new(10, 77, 0, 101), "n1");
-    trace.pass(66);
-    assert_eq!(trace.state(1), NodeState::Up);
-    trace.pass(75);
-    assert_eq!(trace.state(1), NodeState::Lost);
-    trace
-        .registry
-        .handle_beacon(at(80), Ipv4Addr::new(10, 77, 0, 101), "n2");
-    assert_eq!(trace.state(1), NodeState::Lost);
-    trace
-        .registry
-        .handle_beacon(at(80), Ipv4Addr::new(10, 77, 0, 101), "n1");
-    assert_eq!(trace.state(1), NodeState::Up);
 }
 
 #[test]
