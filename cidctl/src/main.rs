@@ -76,7 +76,8 @@ enum Command {
     /// Show how busy nodes are, the busiest first: painted again every two seconds on a terminal, printed once elsewhere.
     #[command(after_help = "Example: cidctl top @lab-a\n\
                       RUN: tasks that run or want to. PRESSURE: share of time in which some task waited for a CPU. FREE: memory that\n\
-                      programs can have. SPEED: one CPU against the reference machine. AGE: since this was measured; nodes tell steps\n\
+                      programs can have. SPEED: one CPU against the reference machine, as it\n\
+                      was judged. CLOCK: how far ahead of the head's, and how exactly that is known. AGE: since this was measured; nodes tell steps\n\
                       at once and repeat themselves every 30 s. Without AGE the head knows the load from the node's connection only.")]
     Top {
         /// Only these.

@@ -316,6 +316,7 @@ mod tests {
             image: Some("minimal".into()),
             door: Some("pxe-bios".into()),
             last_seen_unix: 100,
+            connected: true,
             last_decision: None,
             hardware: None,
         };

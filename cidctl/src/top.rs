@@ -41,7 +41,7 @@ fn table(nodes: &[TopRow]) -> String {
     let mut rows: Vec<&TopRow> = nodes.iter().collect();
     rows.sort_by(|a, b| share(b).total_cmp(&share(a)).then_with(|| a.name.cmp(&b.name)));
     let header = [
-        "NAME", "STATE", "CPUS", "RUN", "PRESSURE", "FREE", "MEMORY", "SPEED", "LINK", "AGE",
+        "NAME", "STATE", "CPUS", "RUN", "PRESSURE", "FREE", "MEMORY", "SPEED", "LINK", "CLOCK", "AGE",
     ];
     let mut cells = vec![header.map(str::to_owned)];
     cells.extend(rows.into_iter().map(row));
@@ -64,7 +64,7 @@ fn summary(nodes: &[TopRow]) -> String {
     text
 }
 
-fn row(node: &TopRow) -> [String; 10] {
+fn row(node: &TopRow) -> [String; 11] {
     let dash = || "-".to_owned();
     [
         print::plain(&node.name),
@@ -78,9 +78,20 @@ fn row(node: &TopRow) -> [String; 10] {
         print::memory(node.memory_kib),
         node.speed.map_or_else(dash, |speed| format!("{speed:.2}")),
         node.link_mbit.map_or_else(dash, link),
+        node.clock_ahead_us
+            .map_or_else(dash, |ahead| clock(ahead, node.clock_error_us)),
         node.age_ms
             .map_or_else(dash, |age| format!("{:.1}s", age as f64 / 1_000.0)),
     ]
+}
+
+/// By how much it is ahead of the head's, and how far the measurement may be off.
+fn clock(ahead_us: i64, error_us: Option<u64>) -> String {
+    let mut text = format!("{:+.1}", ahead_us as f64 / 1_000.0);
+    if let Some(error) = error_us {
+        let _ = write!(text, "\u{b1}{:.1}", error as f64 / 1_000.0);
+    }
+    text + "ms"
 }
 
 /// The nearest power of two is what travels; people say the round one.
@@ -111,6 +122,8 @@ mod tests {
             speed: Some(0.953),
             link_mbit: Some(1_024),
             age_ms: Some(2_340),
+            clock_ahead_us: Some(-312),
+            clock_error_us: Some(450),
             ..node("b\x1b[2J", Some(3.5))
         };
         let text = table(&[node("a", None), busy]);
@@ -119,9 +132,9 @@ mod tests {
             lines,
             [
                 "2 nodes, 4 CPUs, 3.5 tasks run or want to, 512 MiB free",
-                "NAME   STATE  CPUS  RUN  PRESSURE  FREE     MEMORY    SPEED  LINK  AGE",
-                "b?[2J  up     2     3.5  31%       512 MiB  1024 MiB  0.95   1.0G  2.3s",
-                "a      up     2     -    -         -        1024 MiB  -      -     -",
+                "NAME   STATE  CPUS  RUN  PRESSURE  FREE     MEMORY    SPEED  LINK  CLOCK       AGE",
+                "b?[2J  up     2     3.5  31%       512 MiB  1024 MiB  0.95   1.0G  -0.3\u{b1}0.5ms  2.3s",
+                "a      up     2     -    -         -        1024 MiB  -      -     -           -",
             ]
         );
     }

@@ -64,6 +64,7 @@ fn node(name: &str) -> NodeRow {
         image: Some("minimal".into()),
         door: Some("pxe-bios".into()),
         last_seen_unix: 0,
+        connected: true,
         last_decision: None,
         hardware: None,
     }

@@ -4,6 +4,7 @@
 mod hours;
 mod images;
 mod metrics;
+mod rows;
 mod top;
 mod trace;
 
@@ -187,18 +188,20 @@ struct NodesQuery {
     nodeset: Option<String>,
 }
 
+/// The machines that a query names, or all.
+fn wanted(registry: &Registry, query: &NodesQuery) -> Result<Vec<Mac>, CommandError> {
+    match &query.nodeset {
+        Some(nodeset) => registry.resolve(nodeset),
+        None => Ok(registry.everyone()),
+    }
+}
+
 async fn nodes(
     State(api): Shared,
     query: Result<Query<NodesQuery>, QueryRejection>,
 ) -> Result<Json<NodeList>, Failure> {
     let Query(query) = query?;
-    let nodes = api.core.read(|registry| -> Result<_, CommandError> {
-        let macs = match &query.nodeset {
-            Some(nodeset) => registry.resolve(nodeset)?,
-            None => registry.everyone(),
-        };
-        Ok(registry.rows(&macs))
-    })?;
+    let nodes = rows::rows(&api.core, |registry| wanted(registry, &query))?;
     Ok(Json(NodeList { nodes }))
 }
 
@@ -218,7 +221,7 @@ async fn answer(
     let macs = result?;
     on_disk(pending).await?;
     Ok(Json(NodeList {
-        nodes: api.core.read(|registry| registry.rows(&macs)),
+        nodes: rows::rows(&api.core, |_| Ok(macs))?,
     }))
 }
 

@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use cid_discovery::history::chronicle::Chronicle;
 use cid_discovery::history::{Change, State};
+use cid_discovery::load::LoadVector;
 use cid_discovery::member::{Config, Event, Membership, Output, Records};
 use cid_discovery::seal::{GroupKey, Opener};
 use cid_discovery::wire::{Digest, Liveness, Role};
@@ -53,6 +54,17 @@ pub struct Members {
     opener: Arc<Mutex<Opener>>,
     traffic: Arc<Traffic>,
     wake: Arc<Notify>,
+    /// When each member was last heard itself.
+    heard: BTreeMap<NodeId, Duration>,
+}
+
+/// What the membership knows of somebody at a moment.
+#[derive(Debug, Default, Clone, Copy)]
+pub struct Sign {
+    /// How long ago a datagram of it was taken.
+    pub heard: Option<Duration>,
+    /// Its load, and how old that is.
+    pub load: Option<(LoadVector, Duration)>,
 }
 
 /// What a look at the membership needs to have done about it.
@@ -126,6 +138,7 @@ impl Members {
             opener: Arc::new(Mutex::new(Opener::new(cluster.key.clone(), CAPACITY))),
             traffic: Arc::default(),
             wake: Arc::default(),
+            heard: BTreeMap::new(),
             cluster,
         };
         Ok((members, writes))
@@ -161,6 +174,14 @@ impl Members {
         match self.membership.records() {
             Records::Head(chronicle) => chronicle.digest(),
             Records::Node(replica) => replica.digest(),
+        }
+    }
+
+    /// The last sign of somebody.
+    pub fn sign_of(&self, now: Duration, id: NodeId) -> Sign {
+        Sign {
+            heard: self.heard.get(&id).map(|at| now.saturating_sub(*at)),
+            load: self.membership.loads().load_of(now, id),
         }
     }
 
@@ -258,8 +279,17 @@ impl Members {
     /// Takes what members said and what time brought.
     fn handle(&mut self, now: Duration, heard: &mut Vec<door::Heard>) -> Todo {
         for door::Heard { boot, source, body } in heard.drain(..) {
-            // Counted there.
-            let _ = self.membership.handle_datagram(now, boot, source, &body);
+            // A drop is counted there.
+            let taken = self.membership.handle_datagram(now, boot, source, &body);
+            let known = self.membership.roster().member(boot.id);
+            if taken.is_ok() && known.is_some_and(|member| member.boot == boot) {
+                self.heard.insert(boot.id, now);
+            }
+        }
+        if self.heard.len() > CAPACITY {
+            // As many as the roster has members, at the most.
+            let roster = self.membership.roster();
+            self.heard.retain(|id, _| roster.member(*id).is_some());
         }
         if self.membership.next_deadline(now).is_some_and(|at| now >= at) {
             self.membership.handle_deadline(now);

@@ -147,9 +147,9 @@ impl Ground {
     }
 
     /// The load for the membership. In a crowd that of an idle PC: all would tell each step of the one machine's load at once.
-    pub(crate) fn load(&self, meter: &mut Meter, link: &str) -> LoadVector {
+    pub(crate) fn load(&self, meter: &mut Meter, link: &str, cpu_speed: Option<f32>) -> LoadVector {
         match self {
-            Self::Machine => meter.measure(link),
+            Self::Machine => meter.measure(link, cpu_speed),
             #[cfg(feature = "crowd")]
             Self::Crowd(_) => LoadVector {
                 memory_available_16mib: 448,

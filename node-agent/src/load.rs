@@ -14,8 +14,8 @@ pub(crate) struct Meter {
 const NEWEST: f32 = 0.1;
 
 impl Meter {
-    /// Now, of a node whose link in use has this name.
-    pub(crate) fn measure(&mut self, link: &str) -> LoadVector {
+    /// Now, of a node whose link in use has this name and whose CPU was judged to be this fast.
+    pub(crate) fn measure(&mut self, link: &str, cpu_speed: Option<f32>) -> LoadVector {
         let runnable = runnable(&hardware::read("/proc/loadavg")).unwrap_or(0.0);
         let smooth = self
             .runnable
@@ -28,10 +28,15 @@ impl Meter {
             pressure_percent: pressure(&hardware::read("/proc/pressure/cpu")),
             memory_available_16mib: u16::try_from(hardware::load().memory_available_kib / (16 * 1024))
                 .unwrap_or(u16::MAX),
-            speed: 0,
+            speed: thousandths(cpu_speed),
             link_log2_mbit: speed_mbit.checked_ilog2().map_or(0, |log| log as u8),
         }
     }
+}
+
+/// As it travels. 0 means that it is not known: a very slow CPU is not that.
+fn thousandths(speed: Option<f32>) -> u16 {
+    speed.map_or(0, |speed| ((speed * 1_000.0).round() as u16).max(1))
 }
 
 /// Tasks that run or want to, from `/proc/loadavg`; the one that reads it does not count.
@@ -54,6 +59,12 @@ fn pressure(text: &str) -> u8 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_speed_travels_in_thousandths_and_none_is_nothing() {
+        let speeds = [None, Some(1.27), Some(0.000_1), Some(1e9), Some(f32::NAN)];
+        assert_eq!(speeds.map(thousandths), [0, 1_270, 1, u16::MAX, 1]);
+    }
 
     #[test]
     fn reads_what_the_kernel_writes() {

@@ -97,7 +97,8 @@ pub struct NodeRow {
     /// The most memory that was in use until its root was mounted, in KiB; absent without a root. docs/recipes.md says what counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_kib: Option<u64>,
-    /// One-minute load average while up.
+    /// Load while up: the one-minute load average of its last pulse or, where the membership has heard of it since, the tasks that run
+    /// or want to, smoothed over ten seconds.
     pub load1: Option<f32>,
     /// By how much its clock is ahead of the head's, in microseconds, as the head measures it while it is up.
     #[serde(default)]
@@ -109,8 +110,11 @@ pub struct NodeRow {
     pub image: Option<String>,
     /// Door of the last boot (`pxe-bios`, `pxe-uefi`, …).
     pub door: Option<String>,
-    /// When it was last heard, Unix time in seconds.
+    /// When it was last heard, by its connection or as a member, Unix time in seconds.
     pub last_seen_unix: u64,
+    /// Whether its connection to the head stands.
+    #[serde(default)]
+    pub connected: bool,
     /// Last boot decision, in plain words with its reason.
     pub last_decision: Option<String>,
     /// What it reported when it joined last; absent until then.
@@ -149,6 +153,12 @@ pub struct TopRow {
     pub link_mbit: Option<u64>,
     /// Milliseconds since this was measured.
     pub age_ms: Option<u64>,
+    /// By how much its clock is ahead of the head's, in microseconds.
+    #[serde(default)]
+    pub clock_ahead_us: Option<i64>,
+    /// `clock_ahead_us` is off by this much at the most.
+    #[serde(default)]
+    pub clock_error_us: Option<u64>,
 }
 
 /// `POST /v1/adopt`: accept seen PCs. With one machine and one name, or a node set of names that are given in

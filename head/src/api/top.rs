@@ -6,12 +6,11 @@ use std::time::Duration;
 use axum::Json;
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Query, State};
-use cid_discovery::NodeId;
 use cid_discovery::load::LoadVector;
-use cid_protocol::api::{NodeRow, NodeState, TopList, TopRow};
+use cid_protocol::api::{NodeRow, TopList, TopRow};
 
-use super::{Api, Failure, NodesQuery};
-use crate::registry::{CommandError, state_word};
+use super::{Api, Failure, NodesQuery, rows, wanted};
+use crate::registry::state_word;
 
 /// A load of the book: what, how old.
 type Known = Option<(LoadVector, Duration)>;
@@ -21,33 +20,9 @@ pub(super) async fn top(
     query: Result<Query<NodesQuery>, QueryRejection>,
 ) -> Result<Json<TopList>, Failure> {
     let Query(query) = query?;
-    let rows = api.core.read(|registry| -> Result<_, CommandError> {
-        let macs = match &query.nodeset {
-            Some(nodeset) => registry.resolve(nodeset)?,
-            None => registry.everyone(),
-        };
-        let rows = registry.rows(&macs).into_iter();
-        let id_of = |row: &NodeRow| registry.record(row.mac.parse().ok()?)?.node_id;
-        Ok(rows.map(|row| (id_of(&row), row)).collect::<Vec<_>>())
-    })?;
-    let now = api.core.now().monotonic;
-    let here = rows.into_iter().filter(|(_, row)| {
-        matches!(
-            row.state,
-            NodeState::Joining | NodeState::Up | NodeState::Suspect | NodeState::Draining
-        )
-    });
-    let here: Vec<(Option<NodeId>, NodeRow)> = here.collect();
-    let known: Option<Vec<Known>> = api.core.members(|members| {
-        let loads = members.membership().loads();
-        let known = here.iter().map(|(id, _)| loads.load_of(now, (*id)?));
-        known.collect()
-    });
-    let mut known = known.unwrap_or_default().into_iter();
-    let nodes = here
-        .into_iter()
-        .map(|(_, row)| top_row(row, known.next().flatten()))
-        .collect();
+    let rows = rows::look(&api.core, |registry| wanted(registry, &query))?.into_iter();
+    let here = rows.filter(|(row, _)| rows::is_here(row.state));
+    let nodes = here.map(|(row, sign)| top_row(row, sign.load)).collect();
     Ok(Json(TopList { nodes }))
 }
 
@@ -59,6 +34,8 @@ fn top_row(row: NodeRow, known: Known) -> TopRow {
         cpus: row.cpus,
         runnable: row.load1,
         memory_kib: row.memory_kib,
+        clock_ahead_us: row.clock_ahead_us,
+        clock_error_us: row.clock_error_us,
         ..TopRow::default()
     };
     let Some((load, age)) = known else {
@@ -76,7 +53,7 @@ fn top_row(row: NodeRow, known: Known) -> TopRow {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
     #[test]
@@ -112,7 +89,8 @@ mod tests {
         assert_eq!(top_row(empty(), None).age_ms, None);
     }
 
-    fn empty() -> NodeRow {
+    /// A row of which nothing is known.
+    pub(in crate::api) fn empty() -> NodeRow {
         serde_json::from_str(
             r#"{"name":"","group":"","state":"up","reason":"","since_unix":0,"address":null,"mac":"","uuid":null,"product":null,
             "firmware":null,"cpus":0,"memory_kib":0,"load1":null,"image":null,"door":null,"last_seen_unix":0,"last_decision":null,

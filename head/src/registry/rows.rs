@@ -60,6 +60,7 @@ impl Registry {
                 .or_else(|| self.image_for(record).map(str::to_owned)),
             door: record.door.clone(),
             last_seen_unix: record.last_seen,
+            connected: machine.connection.is_some(),
             last_decision: record.decision.clone(),
             hardware: record.hardware.as_deref().cloned(),
         })

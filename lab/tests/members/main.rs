@@ -70,7 +70,9 @@ fn all_heard_again(rig: &Rig, count: usize, since: u64, limit: Duration) -> Resu
     // When so many of a hundred were heard.
     let marks = std::cell::RefCell::new(Vec::new());
     let took = head_says(rig, "it has heard all", limit, |nodes| {
-        let heard = nodes.iter().filter(|node| node.last_seen_unix >= since).count();
+        // A datagram comes sooner than the connection.
+        let connected = |node: &&NodeRow| node.connected && node.last_seen_unix >= since;
+        let heard = nodes.iter().filter(connected).count();
         let mut marks = marks.borrow_mut();
         let next = |marks: &Vec<_>| [50, 90, 99].get(marks.len()).copied();
         while let Some(percent) = next(&marks)

@@ -80,6 +80,11 @@ impl Measurements {
         self.last = None;
     }
 
+    /// Speed of one CPU, once it was measured for a hello.
+    pub(crate) fn cpu_speed(&self) -> Option<f32> {
+        self.last.as_ref()?.cpu_speed
+    }
+
     /// For a hello.
     pub(crate) fn last(&self) -> Option<Measured> {
         self.last.clone()

@@ -196,7 +196,10 @@ impl Shell {
             self.seating.rise();
         }
         if let Some(member) = &self.seating.member {
-            let load = self.ground.load(&mut self.seating.meter, &member.place.link);
+            let cpu_speed = self.measurements.cpu_speed();
+            let load = self
+                .ground
+                .load(&mut self.seating.meter, &member.place.link, cpu_speed);
             member.load(load);
             // Again, since a full queue may have dropped it; the same mode once more is nothing.
             member.mode(self.seating.mode);
