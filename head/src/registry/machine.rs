@@ -116,7 +116,7 @@ pub(super) struct Machine {
     pub(super) record: Record,
     /// Connection it speaks over.
     pub(super) connection: Option<super::ConnectionId>,
-    /// Last sign of life of the node software (message or beacon), on the monotonic clock. While `Up`, the
+    /// Last sign of life of the node software (its messages), on the monotonic clock. While `Up`, the
     /// machine is `Lost` at `heard + grace`; while `Booting` or `GoingHome` the times below count from it.
     pub(super) heard: Duration,
     /// How long silence is borne from `heard` on.

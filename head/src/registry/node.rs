@@ -1,4 +1,4 @@
-//! What the node software says: hello, pulse, going home, beacons. Must trust nothing in it beyond the machine's
+//! What the node software says: hello, pulse, going home. Must trust nothing in it beyond the machine's
 //! own row.
 
 use std::net::Ipv4Addr;
