@@ -45,8 +45,11 @@ const ATTEMPTS: u32 = 3;
 const WISH_AGAIN: Duration = Duration::from_secs(5);
 /// A node that got nothing for this long may have from the head what others have.
 const STARVING: Duration = Duration::from_secs(3);
-/// Wrong chunks from the head in a row after which the node says that it cannot run this image, and goes on trying.
+/// Wrong chunks from the head in a row after which a node that knows no peer says that it cannot run this image.
 const HEAD_WRONG: u32 = 3;
+/// The same for a node that knows peers: one of them may have it right and be slower than the head is wrong. With the
+/// rests between the attempts it takes most of a minute.
+const HEAD_WRONG_BESIDE_PEERS: u32 = 10;
 
 /// Who a chunk comes from.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,7 +103,7 @@ pub enum Output {
     },
     /// What came from the head was wrong: tell it. The chunk is asked for again.
     WrongFromHead(ChunkError),
-    /// The head itself gives wrong bytes, again and again.
+    /// The head itself gives wrong bytes, again and again, and no peer helped.
     BadHead(ChunkError),
     /// Every chunk is there and checked.
     Done,

@@ -196,7 +196,13 @@ impl Download {
             self.pending.remove(chunk);
         }
         self.outputs.push_back(Output::WrongFromHead(error));
-        if self.head_wrong == HEAD_WRONG {
+        let limit = if self.peers.is_empty() {
+            HEAD_WRONG
+        } else {
+            HEAD_WRONG_BESIDE_PEERS
+        };
+        if self.head_wrong >= limit {
+            self.head_wrong = 0;
             self.outputs.push_back(Output::BadHead(error));
         }
         self.rest(now, None);

@@ -151,35 +151,53 @@ fn it_goes_on_from_what_was_checked() {
     assert!(download.is_done() && download.next_deadline().is_none());
 }
 
-#[test]
-fn a_head_that_gives_wrong_bytes_is_reported_and_asked_again() {
-    let mut download = download();
+/// The head gives chunk 1 wrong `times` times: after how many this node first said that it cannot run the image, and
+/// when the last came.
+fn wrong_from_the_head(download: &mut Download, times: u32) -> (Option<u32>, Duration) {
     download.handle_head(T0);
     let mut now = T0;
-    let mut reported = 0;
-    for _ in 0..5 {
+    let mut refused = None;
+    for time in 1..=times {
         download.handle_tickets(now, &[1], Duration::from_secs(30));
-        let mut asked = outputs(&mut download);
+        let mut asked = outputs(download);
         while !asked.contains(&Output::AskHead(1)) {
             now = download.next_deadline().unwrap().max(now);
             download.handle_deadline(now);
             download.handle_tickets(now, &[1], Duration::from_secs(30));
-            asked = outputs(&mut download);
+            asked = outputs(download);
         }
         download.handle_chunk(now, &Source::Head, 1, &chunk(2), None);
-        let bad = Output::BadHead(ChunkError::Hash { chunk: 1 });
-        let said = outputs(&mut download);
+        let said = outputs(download);
+        let error = ChunkError::Hash { chunk: 1 };
         assert!(
-            said.contains(&Output::WrongFromHead(ChunkError::Hash { chunk: 1 })),
+            said.contains(&Output::WrongFromHead(error)),
             "each time: {said:?}"
         );
-        reported += said.iter().filter(|output| **output == bad).count();
+        if said.contains(&Output::BadHead(error)) {
+            refused = refused.or(Some(time));
+        }
     }
-    assert_eq!(reported, 1);
+    (refused, now)
+}
+
+#[test]
+fn a_head_that_gives_wrong_bytes_is_reported_and_asked_again() {
+    let (refused, last) = wrong_from_the_head(&mut download(), 5);
+    assert_eq!(refused, Some(3));
     assert!(
-        now < Duration::from_secs(60),
-        "it waits for a time, not for ever: {now:?}"
+        last < Duration::from_secs(60),
+        "it waits for a time, not for ever: {last:?}"
     );
+}
+
+#[test]
+fn a_peer_that_may_have_it_right_gets_its_time() {
+    let mut with_peer = download();
+    with_peer.handle_peers(T0, &[Name::from("slow")]);
+    with_peer.handle_connected(T0, "slow");
+    let (refused, last) = wrong_from_the_head(&mut with_peer, 12);
+    assert_eq!(refused, Some(10));
+    assert!(last > Duration::from_secs(20), "{last:?}");
 }
 
 #[test]
