@@ -56,8 +56,11 @@ impl Cache {
         let Ok(entries) = fs::read_dir(&self.root) else {
             return;
         };
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
         for entry in entries.flatten() {
-            if entry.file_name().to_string_lossy().starts_with(WORKSHOP) {
+            // Removing would go on into whatever somebody mounted there.
+            let mounted = mounts.contains(&*entry.path().to_string_lossy());
+            if entry.file_name().to_string_lossy().starts_with(WORKSHOP) && !mounted {
                 // Not fatal: it only takes space, and the next builder tries again.
                 let _ = fs::remove_dir_all(entry.path());
             }

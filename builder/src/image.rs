@@ -142,6 +142,8 @@ pub fn build(
         root: packed.map(|packed| Root {
             needed_ram_bytes: ram.needed_for_root(),
             peak_ram_bytes: ram.with_root().unwrap_or(0),
+            templates: root.map(|tree| tree.templates.clone()).unwrap_or_default(),
+            values: root.map(|tree| tree.values.clone()).unwrap_or_default(),
             ..packed.root
         }),
     };

@@ -10,9 +10,11 @@ mod shelf;
 mod top;
 pub mod tree;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::path::PathBuf;
 
+use cid_protocol::manifest::Template;
 use cid_protocol::services::Process;
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,10 @@ pub struct RootTree {
     pub epoch: u64,
     /// What an OCI image says of its process.
     pub process: Option<Process>,
+    /// Files that the head renders for each node.
+    pub templates: Vec<Template>,
+    /// What the recipe has for them; empty without templates.
+    pub values: BTreeMap<String, serde_json::Value>,
 }
 
 /// One tar stream: GNU or PAX headers, sorted by path (`./` is not written before names), numeric owners only, no times
@@ -111,6 +117,12 @@ pub fn build(recipe: &Recipe, tools: Tools<'_>) -> anyhow::Result<Option<RootTre
     let mut tree = Tree::default();
     tree.read_tar(File::open(&base.tar)?, Whiteouts::Keep)?;
     top::lay(&mut tree, recipe, root, base.process.as_ref(), base.epoch)?;
+    let templates =
+        top::node_templates(&tree).map_err(|error| recipe.error(root.line, format!("{error:#}")))?;
+    let values = match templates.is_empty() {
+        true => BTreeMap::new(),
+        false => serde_json::from_value(serde_json::to_value(&root.values)?)?,
+    };
     let touched = tree.touched();
     let mut layers = vec![base.layer("base")];
     if touched.entries().next().is_some() {
@@ -121,6 +133,8 @@ pub fn build(recipe: &Recipe, tools: Tools<'_>) -> anyhow::Result<Option<RootTre
         packages: base.packages,
         epoch: base.epoch,
         process: base.process,
+        templates,
+        values,
     }))
 }
 

@@ -6,6 +6,7 @@ pub mod read;
 mod tool;
 mod top;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufReader, Read};
 use std::path::PathBuf;
@@ -110,6 +111,8 @@ fn finish(workshop: tempfile::TempDir, image: PathBuf, list: List) -> anyhow::Re
         content_bytes: list.content_bytes(),
         needed_ram_bytes: 0,
         peak_ram_bytes: 0,
+        templates: Vec::new(),
+        values: BTreeMap::new(),
     };
     Ok(Packed {
         _workshop: workshop,
@@ -141,17 +144,19 @@ fn bottom_image(layer: &Layer, tool: &Tool, cache: &Cache, progress: &Progress) 
         return Ok(kept);
     }
     let workshop = cache.workshop()?;
-    let list = {
-        let phase = progress.spinner("reading the root tree");
-        let file = File::open(&layer.tar).with_context(|| layer.tar.display().to_string())?;
-        let list = List::of_tar(BufReader::with_capacity(1 << 20, file))
-            .with_context(|| layer.tar.display().to_string())?;
-        phase.finish();
-        list
-    };
-    let phase = progress.growing("packing root.img", list.content_bytes() / 3, workshop.path());
+    let phase = progress.growing("packing root.img", layer.bytes / 3, workshop.path());
     let image = workshop.path().join("root.img");
-    tool.make(&image, &layer.tar, 0, Onto::Nothing)?;
+    // One reads and hashes, the other mostly packs.
+    let (list, made) = std::thread::scope(|scope| {
+        let made = scope.spawn(|| tool.make(&image, &layer.tar, 0, Onto::Nothing));
+        let list = File::open(&layer.tar)
+            .context("open")
+            .and_then(|file| List::of_tar(BufReader::with_capacity(1 << 20, file)).context("read"))
+            .with_context(|| layer.tar.display().to_string());
+        (list, made.join())
+    });
+    let list = list?;
+    made.map_err(|_| anyhow::anyhow!("the thread that packs root.img failed"))??;
     // A stream need not name the root itself, and mkfs.erofs then makes it everybody's to write.
     let only_root = workshop.path().join("root.tar");
     top::only_root(&list, &only_root)?;

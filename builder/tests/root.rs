@@ -81,6 +81,8 @@ fn tree(folder: &Path, motd: &[u8], version: &str) -> RootTree {
         }],
         epoch: 1_000_000,
         process: None,
+        templates: Vec::new(),
+        values: std::collections::BTreeMap::new(),
     }
 }
 

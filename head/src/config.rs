@@ -26,6 +26,7 @@ use crate::judge::Requirements;
 use crate::wake::WakeCommand;
 
 pub use check::{parse_duration, parse_pattern};
+pub use raw::Value;
 pub use render::{STARTER, render};
 pub use schema::{manual_page, schema};
 pub use snippet::{Product, snippet};
@@ -100,6 +101,8 @@ pub struct Group {
     pub matches: Vec<Pattern>,
     /// What a node must measure of itself to join.
     pub requires: Requirements,
+    /// For templates of its image.
+    pub values: BTreeMap<String, Value>,
 }
 
 /// What this head does about DHCP.
@@ -130,6 +133,8 @@ impl DhcpMode {
 pub struct Machine {
     /// Name of a row of `cid_bootserver::quirks`.
     pub quirk: Option<String>,
+    /// For templates of its image, before those of its group.
+    pub values: BTreeMap<String, Value>,
 }
 
 /// The `[dhcp]` table.

@@ -252,7 +252,7 @@ pub async fn handle_report(core: &Arc<Core>, id: ConnectionId, address: Ipv4Addr
             core.drops.count("root-wrong-chunk");
             return core.tell(|registry, now| registry.handle_wrong_chunk(now, id, *chunk, reason));
         }
-        RootReport::Fetching { .. } | RootReport::Refused { .. } => return,
+        RootReport::Fetching { .. } | RootReport::Checking { .. } | RootReport::Refused { .. } => return,
     };
     let Some((name, node)) = core.read(|registry| registry.name_and_id(id)) else {
         return core.drops.count("root-stranger");

@@ -17,6 +17,7 @@ pub mod measuring;
 pub mod membership;
 #[cfg(test)]
 mod mutation;
+pub mod node_files;
 pub mod nodes;
 pub mod nodeset;
 pub mod offers;

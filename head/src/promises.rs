@@ -11,6 +11,7 @@ use cid_content::{RootManifest, Shape, Signed};
 use cid_protocol::manifest::Manifest;
 use cid_protocol::root::RootPromise;
 
+use crate::node_files::Promised;
 use crate::versions::{Versions, split};
 
 /// Why a version with a root cannot be promised.
@@ -36,7 +37,7 @@ pub struct Promises {
     versions: Versions,
     sign: Sign,
     /// By image and sequence; `None` for an image without a root.
-    signed: Mutex<BTreeMap<(String, u64), Option<RootPromise>>>,
+    signed: Mutex<BTreeMap<(String, u64), Option<Promised>>>,
 }
 
 impl Promises {
@@ -51,7 +52,7 @@ impl Promises {
 
     /// The promises for these images under these sequences. Reads the disk for those that are new. One that cannot be made is a line
     /// in the log, and nodes that boot it are promised nothing.
-    pub fn of(&self, wanted: Vec<(String, u64)>) -> Vec<RootPromise> {
+    pub fn of(&self, wanted: Vec<(String, u64)>) -> Vec<Promised> {
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
         signed.retain(|key, _| wanted.contains(key));
         for (image, sequence) in wanted {
@@ -68,7 +69,7 @@ impl Promises {
         signed.values().flatten().cloned().collect()
     }
 
-    fn promise(&self, image: &str, sequence: u64) -> Result<Option<RootPromise>, PromiseError> {
+    fn promise(&self, image: &str, sequence: u64) -> Result<Option<Promised>, PromiseError> {
         let (name, number) = split(image).ok_or(PromiseError::Missing("version"))?;
         let file = self
             .versions
@@ -103,10 +104,15 @@ impl Promises {
             needed_ram_bytes: root.needed_ram_bytes,
         };
         let signed = (self.sign)(&manifest).map_err(PromiseError::Signing)?;
-        Ok(Some(RootPromise {
-            image: image.to_owned(),
-            sequence,
-            manifest: STANDARD.encode(signed.encode()),
+        Ok(Some(Promised {
+            promise: RootPromise {
+                image: image.to_owned(),
+                sequence,
+                manifest: STANDARD.encode(signed.encode()),
+                files: Vec::new(),
+            },
+            templates: root.templates.clone(),
+            values: root.values.clone(),
         }))
     }
 }

@@ -31,14 +31,14 @@ use cid_discovery::history::State;
 use cid_discovery::{Boot, NodeId};
 use cid_protocol::api::NodeState;
 use cid_protocol::node::{Leaving, ToNode};
-use cid_protocol::root::RootPromise;
 use cid_protocol::trace::{Step, What};
 
 use cid_trust::Fingerprint;
 use jiff::tz::TimeZone;
 
-use crate::config::{Config, Group, Unknown};
+use crate::config::{Config, Group, Unknown, Value};
 use crate::mac::Mac;
+use crate::node_files::Promised;
 use crate::timeline::{self, Timelines};
 use crate::versions::Version;
 use crate::wake::Target;
@@ -196,7 +196,9 @@ pub struct Registry {
     /// What versions of images there are.
     versions: Vec<Version>,
     /// By image.
-    promises: BTreeMap<String, RootPromise>,
+    promises: BTreeMap<String, Promised>,
+    /// What head.toml has of single machines for templates.
+    machine_values: BTreeMap<Mac, BTreeMap<String, Value>>,
 }
 
 impl Registry {
@@ -245,6 +247,11 @@ impl Registry {
             images: ImagesRecord::default(),
             versions: Vec::new(),
             promises: BTreeMap::new(),
+            machine_values: config
+                .machines
+                .iter()
+                .map(|(mac, machine)| (*mac, machine.values.clone()))
+                .collect(),
         }
     }
 

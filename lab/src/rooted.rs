@@ -31,14 +31,49 @@ say done
 sleep 100000
 "#;
 
+/// What is special about an image with a small root.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Rooted<'a> {
+    /// Bytes in it that do not compress.
+    pub filler: usize,
+    /// Further lines of its `[root]`.
+    pub lines: &'a str,
+    /// Files of an overlay, by path below the root; executable.
+    pub overlay: &'a [(&'a str, &'a str)],
+    /// Few drivers, packed fast: several PCs boot it at once.
+    pub few_drivers: bool,
+    /// Without a service.
+    pub silent: bool,
+    /// A shell script in the place of the agent; the agent is `/sbin/cid-agent.real`.
+    pub wrapper: Option<&'a str>,
+}
+
+/// Stage 1 for virtual PCs: quicker to unpack than that of `minimal`.
+const FEW_DRIVERS: &str = r#"suite = "trixie"
+cmdline = ""
+[kernel]
+package = "linux-image-amd64"
+[busybox]
+package = "busybox-static"
+[compression]
+format = "zstd"
+level = 1
+[modules]
+nic = ["virtio_net", "e1000", "e1000e"]
+other = ["evdev", "button", "iTCO_wdt", "i6300esb"]
+"#;
+
 /// Builds an image with a small root: a static busybox, a probe as its service, and `filler` bytes that do not compress. Returns the
 /// folder of images.
 ///
 /// # Errors
 /// When `cidbuild`, the node programs or busybox are missing, or the build fails.
 pub fn build_rooted(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
-    let service = "[[root.services]]\nname = \"probe\"\ncommand = [\"/bin/probe\"]\nrestart = \"never\"\n";
-    build(dir, name, filler, service)
+    let plain = Rooted {
+        filler,
+        ..Rooted::default()
+    };
+    build_rooted_with(dir, name, &plain)
 }
 
 /// The same without a service: for the rig, whose PCs are this machine.
@@ -46,10 +81,19 @@ pub fn build_rooted(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
 /// # Errors
 /// As [`build_rooted`].
 pub fn build_silent(dir: &Path, name: &str, filler: usize) -> Result<PathBuf> {
-    build(dir, name, filler, "")
+    let silent = Rooted {
+        filler,
+        silent: true,
+        ..Rooted::default()
+    };
+    build_rooted_with(dir, name, &silent)
 }
 
-fn build(dir: &Path, name: &str, filler: usize, service: &str) -> Result<PathBuf> {
+/// The same, with what is special about it. Called again with the same `name`, it is the next build of this image.
+///
+/// # Errors
+/// As [`build_rooted`].
+pub fn build_rooted_with(dir: &Path, name: &str, rooted: &Rooted<'_>) -> Result<PathBuf> {
     let recipes = dir.join("recipes");
     let base = recipes.join("base");
     for folder in ["bin", "etc", "proc", "sys", "dev", "tmp", "run", "root", "var"] {
@@ -69,17 +113,46 @@ fn build(dir: &Path, name: &str, filler: usize, service: &str) -> Result<PathBuf
     let probe = base.join("bin/probe");
     fs::write(&probe, PROBE)?;
     fs::set_permissions(&probe, fs::Permissions::from_mode(0o755))?;
-    let noise: Vec<u8> = (0..filler as u64)
+    let noise: Vec<u8> = (0..rooted.filler as u64)
         .map(|n| (n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as u8 ^ (n.wrapping_mul(n) >> 16) as u8)
         .collect();
     fs::write(base.join("var/filler"), noise)?;
     let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../images/minimal.toml");
     fs::copy(shipped, recipes.join("minimal.toml"))?;
-    let recipe = format!("include = \"minimal\"\nname = {name:?}\n[root]\nbase = \"dir:base\"\n{service}");
+    fs::write(recipes.join("few.toml"), FEW_DRIVERS)?;
+    let overlay = recipes.join("overlay");
+    for (file, text) in rooted.overlay {
+        let file = overlay.join(file);
+        fs::create_dir_all(file.parent().context("it lies in the overlay")?)?;
+        fs::write(&file, text)?;
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o755))?;
+    }
+    fs::create_dir_all(&overlay)?;
+    let include = if rooted.few_drivers { "few" } else { "minimal" };
+    let mut programs = node_programs()?;
+    let mut wrapped = "";
+    if let Some(script) = rooted.wrapper {
+        let folder = recipes.join("programs");
+        fs::create_dir_all(&folder)?;
+        fs::copy(programs.join("cid-init"), folder.join("cid-init")).context("copying cid-init")?;
+        fs::copy(programs.join("cid-agent"), recipes.join("cid-agent.real")).context("copying cid-agent")?;
+        fs::write(folder.join("cid-agent"), script)?;
+        fs::set_permissions(folder.join("cid-agent"), fs::Permissions::from_mode(0o755))?;
+        programs = folder;
+        wrapped = "[[file]]\npath = \"/sbin/cid-agent.real\"\nsource = \"cid-agent.real\"\nmode = \"0755\"\n";
+    }
+    let lines = rooted.lines;
+    let service = match rooted.silent {
+        true => "",
+        false => "[[root.services]]\nname = \"probe\"\ncommand = [\"/bin/probe\"]\nrestart = \"never\"\n",
+    };
+    let recipe = format!(
+        "include = {include:?}\nname = {name:?}\n{wrapped}[root]\nbase = \"dir:base\"\noverlays = [\"overlay\"]\n{lines}\n{service}"
+    );
     let path = recipes.join(format!("{name}.toml"));
     fs::write(&path, recipe)?;
     let images = dir.join("images");
-    run_cidbuild(&path, &images)?;
+    run_cidbuild_with(&path, &images, &programs)?;
     Ok(images)
 }
 
@@ -88,13 +161,17 @@ fn build(dir: &Path, name: &str, filler: usize, service: &str) -> Result<PathBuf
 /// # Errors
 /// When `cidbuild` or the node programs are missing, or the build fails.
 pub(crate) fn run_cidbuild(recipe: &Path, images: &Path) -> Result<()> {
+    run_cidbuild_with(recipe, images, &node_programs()?)
+}
+
+fn run_cidbuild_with(recipe: &Path, images: &Path, programs: &Path) -> Result<()> {
     run(Command::new(program("cidbuild")?)
         .arg("image")
         .arg(recipe)
         .arg("--out")
         .arg(images)
         .arg("--node-programs")
-        .arg(node_programs()?))
+        .arg(programs))
     .map(drop)
 }
 

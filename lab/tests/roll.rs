@@ -1,6 +1,7 @@
-//! Issue 5, Show 7: four PCs are updated one after the other, and never fewer than three are up; each comes back on the new version.
-//! A version with which no PC comes up stops the update at the first, which goes back. The head is killed once in the middle.
+//! Issue 5, Show 7: four PCs with a root image are updated one after the other, and never fewer than three are up; each comes back on the
+//! new version. A version whose health command fails stops the update at the first, which goes back. The head is killed once in the middle.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -9,8 +10,8 @@ use anyhow::{Context, Result, bail, ensure};
 use cid_protocol::api::{NodeList, NodeState};
 use cid_protocol::images::{ImageList, RollPhase, RollReport, RollState};
 use cidlab::head::Control;
-use cidlab::lab::images_dir;
-use cidlab::{HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT, image};
+use cidlab::rooted::{Rooted, build_rooted_with};
+use cidlab::{HeadOptions, Lab, Machine, Pc, Room, UP_LIMIT};
 
 const PCS: usize = 4;
 /// Four boots one after the other, on processors that four PCs share.
@@ -75,37 +76,62 @@ fn has_version(control: &Control, image: &str) -> Result<()> {
     })
 }
 
+/// The next build: `health` is the end of its health command. The service says what the node's own file holds.
+fn build(dir: &Path, number: &str, health: &str) -> Result<PathBuf> {
+    let own = format!("rolled {number} of group {{{{ group }}}} in rack {{{{ values.rack }}}}\n");
+    let health = format!("#!/bin/sh\ngrep -q 'of group lab' /etc/own || exit 9\n{health}\n");
+    let rooted = Rooted {
+        filler: 1_000_000,
+        lines: "health = [\"/bin/healthy\"]\n[[root.services]]\nname = \"own\"\ncommand = [\"/bin/cat\", \"/etc/own\"]\nrestart = \"never\"\n",
+        overlay: &[("etc/own.node.tera", &own), ("bin/healthy", &health)],
+        few_drivers: true,
+        ..Rooted::default()
+    };
+    build_rooted_with(dir, "rolled", &rooted)
+}
+
 #[test]
 fn four_pcs_are_updated_and_a_bad_version_goes_back() -> Result<()> {
     let room = Room::start("roll")?;
-    let (source, dir) = (images_dir().join("minimal"), room.dir().to_owned());
-    let images = image::with_words(&source, &dir, "cid.lab=1")?;
-    let mut lab = Lab::start_in(room, &HeadOptions::new(images, "minimal"))?;
+    let dir = room.dir().to_owned();
+    let images = build(&dir, "1", "exit 0")?;
+    let mut options = HeadOptions::new(images, "rolled");
+    options.tables = "[groups.lab.values]\nrack = \"north\"\n".to_owned();
+    let mut lab = Lab::start_in(room, &options)?;
     let control = lab.head.control().clone();
-    has_version(&control, "minimal@1")?;
+    has_version(&control, "rolled@1")?;
     // From here on a new build waits until it is rolled.
-    lab.ctl(&["image", "set", "lab", "minimal@1"])?;
+    lab.ctl(&["image", "set", "lab", "rolled@1"])?;
     let mut pcs: Vec<Pc> = Vec::new();
     for _ in 0..PCS {
-        pcs.push(lab.power_on(Machine::bios())?);
+        pcs.push(lab.power_on(Machine::bios().memory(512))?);
     }
     for pc in &mut pcs {
         pc.wait_up(UP_LIMIT * 3)?;
     }
     ensure!(
-        images_of(&control)? == ["minimal@1"; PCS],
+        images_of(&control)? == ["rolled@1"; PCS],
         "{:?}",
         images_of(&control)?
     );
 
-    image::with_words(&source, &dir, "cid.lab=2")?;
-    has_version(&control, "minimal@2")?;
+    // What the template of its overlay became on each.
+    for pc in &pcs {
+        ensure!(
+            pc.serial().contains("rolled 1 of group lab in rack north"),
+            "{}",
+            pc.serial()
+        );
+    }
+
+    build(&dir, "2", "exit 0")?;
+    has_version(&control, "rolled@2")?;
     let (begun, watch) = (Instant::now(), Watch::begin(&control));
     lab.ctl(&[
         "image",
         "roll",
         "@lab",
-        "minimal@2",
+        "rolled@2",
         "--keep-up",
         "3",
         "--healthy",
@@ -124,21 +150,21 @@ fn four_pcs_are_updated_and_a_bad_version_goes_back() -> Result<()> {
     let (fewest, took, done) = (watch.end(), begun.elapsed(), report(&control)?);
     ensure!(done.state == RollState::Done, "{done:?}");
     ensure!(
-        images_of(&control)? == ["minimal@2"; PCS],
+        images_of(&control)? == ["rolled@2"; PCS],
         "{:?}",
         images_of(&control)?
     );
     ensure!(fewest == PCS - 1, "{fewest} were up");
     println!("roll: {PCS} PCs went over in {took:.0?}, at least {fewest} were up; the head was killed once");
 
-    image::with_words(&source, &dir, "cid.lab=3 rdinit=/no-such-program")?;
-    has_version(&control, "minimal@3")?;
+    build(&dir, "3", "echo the licence server is missing; exit 3")?;
+    has_version(&control, "rolled@3")?;
     let (begun, watch) = (Instant::now(), Watch::begin(&control));
     lab.ctl(&[
         "image",
         "roll",
         "@lab",
-        "minimal@3",
+        "rolled@3",
         "--healthy",
         "10s",
         "--detach",
@@ -160,9 +186,13 @@ fn four_pcs_are_updated_and_a_bad_version_goes_back() -> Result<()> {
         "{failed:?}"
     );
     ensure!(
-        images_of(&control)? == ["minimal@2"; PCS],
+        images_of(&control)? == ["rolled@2"; PCS],
         "{:?}",
         images_of(&control)?
+    );
+    ensure!(
+        failed.reason.contains("the licence server is missing"),
+        "{failed:?}"
     );
     ensure!(fewest == PCS - 1, "{fewest} were up");
     println!("roll: a bad version was back after {took:.0?}: {}", failed.reason);

@@ -5,11 +5,11 @@ use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
 use cid_protocol::api::NodeState;
-use cidlab::rooted::{build_rooted, peak_is_as_predicted, sees_no_disk};
+use cidlab::rooted::{Rooted, build_rooted, build_rooted_with, peak_is_as_predicted, sees_no_disk};
 use cidlab::run::run;
 use cidlab::{HeadOptions, Lab, Machine, Room, UP_LIMIT, WINDOWS_LIMIT};
 
@@ -29,6 +29,63 @@ fn power_on_to_up_with_a_root_that_sees_no_disk() -> Result<()> {
     let image = lab.room().dir().join("images/small");
     sees_no_disk(&pc, &image)?;
     peak_is_as_predicted(&pc, &image)?;
+    lab.release(&pc)?;
+    lab.back_in_windows(pc, WINDOWS_LIMIT)
+}
+
+/// Kills the agent once, when its root is mounted and healthy.
+const DIES_ONCE: &str = r#"#!/bin/busybox sh
+me=$$
+if [ ! -e /run/died ]; then
+    (until /bin/busybox grep -q '"healthy":true' /run/cid-root/mounted.json; do /bin/busybox sleep 1; done
+     : >/run/died
+     /bin/busybox sleep 5; /bin/busybox kill -KILL $me) 3>&- </dev/null >/dev/null 2>&1 &
+fi
+exec /sbin/cid-agent.real "$@"
+"#;
+
+#[test]
+fn a_killed_agent_and_a_killed_head_find_the_root_that_is_mounted() -> Result<()> {
+    let room = Room::start("root-again")?;
+    let rooted = Rooted {
+        filler: 1_000_000,
+        lines: "health = [\"/bin/ls\", \"/etc/written\"]",
+        few_drivers: true,
+        wrapper: Some(DIES_ONCE),
+        ..Rooted::default()
+    };
+    let images = build_rooted_with(room.dir(), "again", &rooted)?;
+    let mut lab = Lab::start_in(room, &HeadOptions::new(images, "again"))?;
+    let mut pc = lab.power_on(Machine::bios().memory(512))?;
+    pc.wait_up(UP_LIMIT)?;
+    pc.wait_serial("again@1 is mounted already", 0, UP_LIMIT)?;
+    let after = pc.serial().len();
+    // Its service was ended with the agent, and is there again, once.
+    pc.wait_serial("service probe: probe done", after, UP_LIMIT)?;
+    let node = pc.wait_up(UP_LIMIT)?;
+    assert_eq!(node.image.as_deref(), Some("again@1"));
+    lab.head.kill()?;
+    lab.head.up()?;
+    let restarted = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
+    let deadline = Instant::now() + UP_LIMIT;
+    while pc.node()?.is_none_or(|node| node.last_seen_unix <= restarted) {
+        ensure!(Instant::now() < deadline, "it did not find its head again");
+        std::thread::sleep(Duration::from_secs(1));
+    }
+    let node = pc.wait_up(UP_LIMIT)?;
+    assert_eq!(node.image.as_deref(), Some("again@1"));
+    let serial = pc.serial();
+    for (words, times) in [
+        ("again@1 fetched in", 1),
+        ("again@1 is mounted\n", 1),
+        ("probe done", 2),
+    ] {
+        assert_eq!(
+            serial.replace('\r', "").matches(words).count(),
+            times,
+            "{words}: {serial}"
+        );
+    }
     lab.release(&pc)?;
     lab.back_in_windows(pc, WINDOWS_LIMIT)
 }

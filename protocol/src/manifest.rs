@@ -67,6 +67,24 @@ pub struct Root {
     /// builder did not say.
     #[serde(default)]
     pub peak_ram_bytes: u64,
+    /// Templates of the recipe (`NAME.node.tera`) that the head renders for each node, sorted by path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub templates: Vec<Template>,
+    /// What the recipe has for them as `values.NAME`; values of the head's group and machine come before these.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, serde_json::Value>,
+}
+
+/// A file of a root that differs from node to node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Template {
+    /// Where it comes to be, below the root, without a slash in front.
+    pub path: String,
+    /// Permission bits.
+    pub mode: u32,
+    /// Tera's language.
+    pub text: String,
 }
 
 impl Manifest {

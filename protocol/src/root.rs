@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 pub const MAX_ROOT_PEERS: usize = 16;
 /// Chunks in one [`RootOrder::Tickets`].
 pub const MAX_TICKETS: usize = 16;
+/// Bytes of all [`RootPromise::files`] of one node: a welcome is one frame.
+pub const MAX_ROOT_FILES: usize = 24 * 1024;
 /// Longest time that a node may let another wait for [`RootAnswer::Have`], in milliseconds.
 pub const MAX_WAIT_MS: u32 = 5_000;
 
@@ -39,6 +41,20 @@ pub struct RootPromise {
     pub sequence: u64,
     /// The signed manifest (`cid_content::Signed`), base64.
     pub manifest: String,
+    /// What this node alone has, written into the root before its services start; at most [`MAX_ROOT_FILES`] bytes in all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<RootFile>,
+}
+
+/// A file that the head made from a template of the image (`NAME.node.tera`) for one node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RootFile {
+    /// Below the root, without a slash in front.
+    pub path: String,
+    /// Permission bits; it belongs to root.
+    pub mode: u32,
+    /// Its content.
+    pub text: String,
 }
 
 /// From a node whose welcome held a promise.
@@ -56,6 +72,14 @@ pub enum RootReport {
         /// What it waits for, in plain words; empty while bytes come.
         #[serde(default)]
         waits: String,
+    },
+    /// It has mounted it, and waits for what the image needs to work: its services, as its health command sees them.
+    Checking {
+        /// As [`RootPromise::image`].
+        image: String,
+        /// How the health command ended last, in plain words; empty while it runs for the first time.
+        #[serde(default)]
+        says: String,
     },
     /// It would fetch from the head, and says what it has. The head answers when it is its turn, not before. Sent again after each
     /// use of the tickets, when it has become short of peers, and after each welcome.
@@ -223,6 +247,11 @@ mod tests {
             image: "compute@3".into(),
             sequence: 7,
             manifest: "AAAA".into(),
+            files: vec![RootFile {
+                path: "etc/rack".into(),
+                mode: 0o644,
+                text: "7\n".into(),
+            }],
         };
         let welcome = Welcome {
             root: Some(Box::new(promise)),

@@ -24,6 +24,10 @@ pub struct Services {
     /// Mounted in this order before any service starts.
     #[serde(default)]
     pub mounts: Vec<Mount>,
+    /// Run as root once the services are started, again and again for a minute at most: its status 0 says that the image works on
+    /// this PC, which is not `up` before. Program (absolute path in the root) and its arguments; none when empty.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub health: Vec<String>,
     /// What an OCI image said of its process; absent for other bases.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub process: Option<Process>,

@@ -30,6 +30,8 @@ pub struct RootRecipe {
     pub services: Vec<Service>,
     /// Mounted by the agent.
     pub mounts: Vec<Mount>,
+    /// Says on the node whether the root works there; none when empty.
+    pub health: Located<Vec<String>>,
     /// Run in the tree after the packages, before the overlays.
     pub hooks: Vec<Hook>,
     /// Patterns of paths that are left out; `*` stands for anything.
@@ -116,6 +118,7 @@ pub(super) struct RawRoot {
     services: Vec<RawService>,
     #[serde(default)]
     mounts: Vec<RawMount>,
+    health: Option<Spanned<Vec<String>>>,
     #[serde(default)]
     hooks: Vec<Spanned<RawHook>>,
     drop: Option<Vec<Spanned<String>>>,
@@ -239,6 +242,9 @@ impl Context<'_> {
         for mount in raw.mounts {
             root.mounts.push(self.mount(mount)?);
         }
+        if let Some(health) = raw.health {
+            root.health = self.command(health, "health")?;
+        }
         for hook in raw.hooks {
             root.hooks.push(self.hook(hook)?);
         }
@@ -258,6 +264,10 @@ impl Context<'_> {
             users: Vec::new(),
             services: Vec::new(),
             mounts: Vec::new(),
+            health: Located {
+                value: Vec::new(),
+                line,
+            },
             hooks: Vec::new(),
             drop: drop
                 .map(|pattern| Located {
@@ -390,12 +400,7 @@ impl Context<'_> {
                     format!("service {:?} is there twice: rename one", name.value),
                 ));
             }
-            let line = self.line(raw.command.span().start);
-            let command = raw.command.into_inner();
-            if !command.first().is_some_and(|program| program.starts_with('/')) {
-                let problem = "command: give a list that starts with a program's absolute path, such as [\"/usr/sbin/sshd\", \"-D\"]";
-                return Err(self.error(line, problem));
-            }
+            let command = self.command(raw.command, "command")?.value;
             let user = match raw.user {
                 Some(user) => self.account(user)?.value,
                 None => "root".to_owned(),
@@ -409,6 +414,18 @@ impl Context<'_> {
             });
         }
         Ok(())
+    }
+
+    fn command(&self, raw: Spanned<Vec<String>>, key: &str) -> Result<Located<Vec<String>>, RecipeError> {
+        let line = self.line(raw.span().start);
+        let value = raw.into_inner();
+        if !value.first().is_some_and(|program| program.starts_with('/')) {
+            let problem = format!(
+                "{key}: give a list that starts with a program's absolute path, such as [\"/usr/sbin/sshd\", \"-D\"]"
+            );
+            return Err(self.error(line, problem));
+        }
+        Ok(Located { value, line })
     }
 
     fn restart(&self, raw: Option<Spanned<String>>) -> Result<Restart, RecipeError> {
@@ -527,6 +544,9 @@ impl std::fmt::Display for RootRecipe {
                 "mount        {} on {} ({})",
                 mount.source, mount.target, mount.kind
             )?;
+        }
+        if !self.health.value.is_empty() {
+            writeln!(f, "health       {}", self.health.value.join(" "))?;
         }
         write!(
             f,

@@ -88,7 +88,7 @@ pub(super) fn install(
     let repository = workshop.join("repository");
     make_repository(lock, cache, &repository)?;
     let tar = workshop.join("base.tar");
-    let mut command = mmdebstrap("essential", lock.date);
+    let mut command = mmdebstrap("essential", lock.date, workshop);
     let names: Vec<&str> = lock
         .packages
         .iter()
@@ -107,19 +107,46 @@ pub(super) fn install(
     Ok(tree)
 }
 
-/// mmdebstrap with what is the same for every call.
-pub(super) fn mmdebstrap(variant: &str, epoch: u64) -> Command {
-    let mut command = Command::new("mmdebstrap");
+/// mmdebstrap with what is the same for every call. Its tree grows in `workshop`, which the next builder removes if this one is killed.
+pub(super) fn mmdebstrap(variant: &str, epoch: u64, workshop: &Path) -> Command {
+    let mut command = contained("mmdebstrap");
     command.arg(format!("--variant={variant}"));
     command.args(["--mode=auto", "--format=tar", "--architectures=amd64"]);
     if rustix::process::geteuid().is_root() {
         // Root's client drops to a user who may not read the cache.
         command.arg("--aptopt=APT::Sandbox::User \"root\"");
+        // Others install as a user who may not look in here, and take /tmp; and what is removed later must hold no mounts.
+        if has_own() {
+            command.env("TMPDIR", workshop);
+        }
     }
     command.env("SOURCE_DATE_EPOCH", epoch.to_string());
     // Neither the language nor the umask of who builds shows in the tree.
     command.env("LC_ALL", "C.UTF-8").env("TZ", "UTC");
     command
+}
+
+/// A program that is gone with all it has started and mounted when it ends, and when this one does: mmdebstrap that is killed leaves
+/// `/proc`, `/sys` and `/dev` mounted in a tree that somebody will want to remove.
+fn contained(program: &str) -> Command {
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]);
+    if has_own() {
+        command.arg("unshare").args(OWN);
+    }
+    command.arg(program);
+    command
+}
+
+/// Mounts and processes of its own.
+const OWN: [&str; 5] = ["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
+
+/// Whether [`OWN`] can be had: other users than root get both from mmdebstrap itself, and a container may give neither.
+fn has_own() -> bool {
+    let mut attempt = Command::new("unshare");
+    attempt.args(OWN).arg("true").stdin(Stdio::null());
+    let status = attempt.stdout(Stdio::null()).stderr(Stdio::null()).status();
+    rustix::process::geteuid().is_root() && status.is_ok_and(|status| status.success())
 }
 
 /// Runs to the end with its last words on the progress line; an error is its last error line.
@@ -130,7 +157,7 @@ pub(super) fn run(mut command: Command, what: &str, progress: &Progress) -> anyh
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .context("mmdebstrap: a Debian base and hooks need it; run apt-get install mmdebstrap")?;
+        .context("setpriv, of the package util-linux")?;
     let mut last = Vec::new();
     if let Some(output) = child.stderr.take() {
         for line in BufReader::new(output).lines() {
@@ -148,6 +175,9 @@ pub(super) fn run(mut command: Command, what: &str, progress: &Progress) -> anyh
     phase.finish();
     if status.success() {
         return Ok(());
+    }
+    if status.code() == Some(NOT_FOUND) {
+        bail!("mmdebstrap: a Debian base and hooks need it; run apt-get install mmdebstrap");
     }
     // The words of what failed, or else mmdebstrap's first; after them it only says what it takes down.
     let first = last
@@ -227,5 +257,58 @@ const LEFT_OUT: &[&str] = &[
     "var/cache/debconf/*-old",
 ];
 
+/// What setpriv and unshare end with when there is no such program.
+const NOT_FOUND: i32 = 127;
 /// Lines kept for the error message.
 const LAST_WORDS: usize = 30;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn until(what: &str, is: impl Fn() -> bool) {
+        let began = Instant::now();
+        while !is() {
+            assert!(began.elapsed() < Duration::from_secs(20), "{what}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    #[test]
+    fn nothing_is_left_of_what_was_contained() {
+        let folder = tempfile::tempdir().unwrap();
+        let (place, ready) = (folder.path().join("place"), folder.path().join("ready"));
+        fs::create_dir(&place).unwrap();
+        // Mounts only where it may; a child that would outlive it.
+        let script = format!(
+            "mount -t tmpfs inside {0} 2>/dev/null && touch {0}/mounted; sleep 4711 & echo >{1}; wait",
+            place.display(),
+            ready.display()
+        );
+        let inner = contained("sh");
+        // A shell between, so that there is somebody to kill.
+        let mut killed = Command::new("sh")
+            .args(["-c", "\"$@\"; true", "sh"])
+            .arg(inner.get_program())
+            .args(inner.get_args())
+            .args(["-c", &script])
+            .spawn()
+            .unwrap();
+        until("it starts", || ready.exists());
+        let sleeps = || {
+            let all = fs::read_dir("/proc").unwrap().flatten();
+            let mut lines = all.filter_map(|entry| fs::read(entry.path().join("cmdline")).ok());
+            lines.any(|line| line == b"sleep\x004711\x00")
+        };
+        until("its child starts", sleeps);
+        assert!(!place.join("mounted").exists());
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        if rustix::process::geteuid().is_root() {
+            until("all of it ends", || !sleeps());
+        }
+        let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+        assert!(!mounts.contains(place.to_str().unwrap()), "{mounts}");
+    }
+}

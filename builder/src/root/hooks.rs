@@ -78,7 +78,7 @@ pub(super) fn apply(
     let mut before = Tree::default();
     before.read_tar(File::open(tar)?, Whiteouts::Keep)?;
     let after = workshop.join("after.tar");
-    let mut command = mmdebstrap("custom", epoch);
+    let mut command = mmdebstrap("custom", epoch, workshop);
     command.arg("--skip=update");
     command.arg(format!("--setup-hook=tar-in {} /", quoted(tar)));
     for (number, hook) in hooks.iter().enumerate() {

@@ -69,7 +69,7 @@ fn users_services_mounts_and_templates() {
     place.write("over/etc/motd.tera", "{{ image }} for {{ values.room }}\n");
     place.write("over/etc/node.conf.node.tera", "name = {{ node }}\n");
     place.write("over/bin/tool", "x");
-    let section = "base = \"dir:base\"\noverlays = [\"over\"]\nvalues = { room = \"lab a\" }\n\
+    let section = "base = \"dir:base\"\noverlays = [\"over\"]\nvalues = { room = \"lab a\" }\nhealth = [\"/bin/tool\", \"-q\"]\n\
         [[root.users]]\nname = \"ada\"\ngroups = [\"video\", \"audio\"]\nssh_keys = [\"ssh-ed25519 AAAA ada\"]\n\
         [[root.users]]\nname = \"bob\"\nuid = 2000\n\
         [[root.services]]\nname = \"one\"\ncommand = [\"/bin/program\", \"-x\"]\nuser = \"ada\"\nrestart = \"on-failure\"\n\
@@ -101,6 +101,16 @@ fn users_services_mounts_and_templates() {
         serde_json::from_str(&text(&tree, "etc/cid/services.json")).unwrap();
     assert_eq!(services.services[0].command, ["/bin/program", "-x"]);
     assert_eq!(services.mounts[0].target, "/srv/work");
+    assert_eq!(services.health, ["/bin/tool", "-q"]);
+    // What the head renders for each node.
+    let [template] = built.templates.as_slice() else {
+        panic!("{:?}", built.templates);
+    };
+    assert_eq!(
+        (template.path.as_str(), template.mode, template.text.as_str()),
+        ("etc/node.conf", 0o644, "name = {{ node }}\n")
+    );
+    assert_eq!(built.values["room"], "lab a");
     assert!(tree.is_folder("srv/work").unwrap());
     // The top layer is small: the base is not in it.
     let mut top = Tree::default();
@@ -228,6 +238,14 @@ fn each_refusal_is_one_line_with_its_place() {
         (
             "base = \"dir:base\"\n[[root.services]]\nname = \"s\"\ncommand = [\"/bin/none\"]\n",
             "try.toml:3: service s: no /bin/none in the root",
+        ),
+        (
+            "base = \"dir:base\"\nhealth = [\"/bin/none\"]\n",
+            "try.toml:5: health: no /bin/none in the root",
+        ),
+        (
+            "base = \"dir:base\"\nhealth = [\"program\"]\n",
+            "try.toml:5: health: give a list that starts",
         ),
         (
             "base = \"dir:base\"\n[[root.services]]\nname = \"s\"\ncommand = [\"none\"]\n",

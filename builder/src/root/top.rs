@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use cid_protocol::manifest::Template;
+use cid_protocol::root::MAX_ROOT_FILES;
 use cid_protocol::services::{Process, SERVICES_PATH, SERVICES_VERSION, Services};
 use tera::Tera;
 
@@ -49,11 +51,13 @@ pub(super) fn lay(
             put(tree, &mount.target, Entry::new(Kind::Folder, 0o755), epoch)?;
         }
     }
-    if !root.services.is_empty() || !root.mounts.is_empty() || process.is_some() {
+    let health = &root.health.value;
+    if !root.services.is_empty() || !root.mounts.is_empty() || !health.is_empty() || process.is_some() {
         let services = Services {
             version: SERVICES_VERSION,
             services: root.services.clone(),
             mounts: root.mounts.clone(),
+            health: health.clone(),
             process: process.cloned(),
         };
         let mut text = serde_json::to_string_pretty(&services)?;
@@ -69,7 +73,7 @@ fn put(tree: &mut Tree, name: &str, mut entry: Entry, epoch: u64) -> anyhow::Res
     tree.put(name, entry).map(drop)
 }
 
-/// A service whose program or user is not there would fail on every node.
+/// A service whose program or user is not there would fail on every node, and so would a health command.
 fn check_services(tree: &Tree, recipe: &Recipe, root: &RootRecipe) -> anyhow::Result<()> {
     for service in &root.services {
         let program = service.command.first().map_or("", String::as_str);
@@ -88,6 +92,12 @@ fn check_services(tree: &Tree, recipe: &Recipe, root: &RootRecipe) -> anyhow::Re
         };
         return Err(recipe.error(root.line, problem).into());
     }
+    if let Some(program) = root.health.value.first()
+        && !tree.is_file(program)?
+    {
+        let problem = format!("health: no {program} in the root; add the package or file it comes from");
+        return Err(recipe.error(root.health.line, problem).into());
+    }
     Ok(())
 }
 
@@ -105,7 +115,7 @@ fn lay_overlay(tree: &mut Tree, folder: &Path, templates: &Templates, epoch: u64
         {
             let text = String::from_utf8(content.bytes()?).with_context(|| format!("{name}: no UTF-8"))?;
             let (target, text) = match plain.strip_suffix(NODE) {
-                // Rendered on the node: here only its syntax is checked.
+                // Rendered by the head, for each node: here only its syntax is checked.
                 Some(target) => {
                     templates.check(name, &text)?;
                     (format!("{NODE_TEMPLATES}/{target}"), text)
@@ -127,6 +137,38 @@ fn lay_overlay(tree: &mut Tree, folder: &Path, templates: &Templates, epoch: u64
         put(tree, &place, entry, epoch)?;
     }
     Ok(())
+}
+
+/// The templates that overlays left for nodes. Not those of a base: only what this recipe checked is rendered by a head.
+///
+/// # Errors
+/// They are more than a head sends to a node.
+pub(super) fn node_templates(tree: &Tree) -> anyhow::Result<Vec<Template>> {
+    let mut templates = Vec::new();
+    let touched = tree.touched();
+    for (name, entry) in touched.entries() {
+        if let Some(path) = name
+            .strip_prefix(NODE_TEMPLATES)
+            .and_then(|rest| rest.strip_prefix('/'))
+            && let Kind::File(content) = &entry.kind
+        {
+            templates.push(Template {
+                path: path.to_owned(),
+                mode: entry.mode & 0o777,
+                text: String::from_utf8(content.bytes()?).with_context(|| format!("{name}: no UTF-8"))?,
+            });
+        }
+    }
+    let bytes: usize = templates
+        .iter()
+        .map(|template| template.path.len() + template.text.len())
+        .sum();
+    if bytes > MAX_ROOT_FILES {
+        bail!(
+            "its templates for nodes (*.node.tera) have {bytes} bytes, and a head sends {MAX_ROOT_FILES} to a node: put what is the same for all into plain files"
+        );
+    }
+    Ok(templates)
 }
 
 /// Image values for templates.
@@ -294,7 +336,7 @@ fn replace(tree: &mut Tree, file: &str, text: Vec<u8>, mode: u32, epoch: u64) ->
 
 /// Suffix of templates; before it may stand [`NODE`].
 const TEMPLATE: &str = ".tera";
-/// `NAME.node.tera` is rendered on the node with values of its group and its own.
+/// `NAME.node.tera` is rendered by the head for each node, with values of its group and its own.
 const NODE: &str = ".node";
-/// Where those are in the root, each below the path that it is rendered to.
+/// Where they are in the root for people to read, each below the path that it is rendered to.
 const NODE_TEMPLATES: &str = "usr/lib/cid/templates";

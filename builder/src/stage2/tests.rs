@@ -99,6 +99,8 @@ fn pack_in(cache: &Cache, layers: &[(PathBuf, String)]) -> Packed {
         packages: vec![],
         epoch: 1_000_000,
         process: None,
+        templates: Vec::new(),
+        values: BTreeMap::new(),
     };
     let mut apt = Apt::new(cache, "trixie", Freshness::Pinned);
     pack(&tree, &mut apt, cache, &Progress::silent()).unwrap()

@@ -179,7 +179,8 @@ fn check_machine((key, raw): (Spanned<String>, raw::Machine)) -> Result<(Mac, Ma
         return Err(fault(value, text));
     }
     let quirk = raw.quirk.map(Spanned::into_inner);
-    Ok((mac, Machine { quirk }))
+    let values = raw.values;
+    Ok((mac, Machine { quirk, values }))
 }
 
 fn check_interface(value: &Spanned<String>) -> Result<String, Fault> {
@@ -407,6 +408,7 @@ fn check_group(name: &Spanned<String>, raw: raw::Group) -> Result<Group, Fault> 
         hours: check_hours(&raw.hours, &raw.holidays, raw.on_holiday.as_ref())?,
         matches,
         requires: requires::check(&raw.requires)?,
+        values: raw.values,
     })
 }
 

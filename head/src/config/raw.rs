@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 /// A value with its place in the file; to the schema it is the value alone.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
@@ -96,6 +96,21 @@ pub(super) struct Head {
 pub(super) struct Machine {
     /// Name of the quirk that its firmware needs; a wrong name lists them. Default: what the table of quirks matches.
     pub(super) quirk: Option<Spanned<String>>,
+    /// What templates of its image (`NAME.node.tera`) name as `values.NAME`, before those of its group. Default: none.
+    #[serde(default)]
+    pub(super) values: BTreeMap<String, Value>,
+}
+
+/// A text, a whole number, or yes and no.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize, Serialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Value {
+    /// `rack = true`
+    Flag(bool),
+    /// `rack = 7`
+    Number(i64),
+    /// `rack = "7"`
+    Text(String),
 }
 
 /// What the head does as a DHCP server.
@@ -174,6 +189,10 @@ pub(super) struct Group {
     /// shows what a node measured; what it could not measure is not held against it.
     #[serde(default)]
     pub(super) requires: Requires,
+    /// What templates of its image (`NAME.node.tera`) name as `values.NAME`: texts, whole numbers, true and false; before those of the
+    /// recipe. Default: none.
+    #[serde(default)]
+    pub(super) values: BTreeMap<String, Value>,
 }
 
 /// What a node must measure of itself to join.

@@ -1,5 +1,6 @@
 //! A configuration back as TOML, every default filled in, and the commented file that `cidhead init` writes.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use cid_protocol::node::{Ending, WayHome};
 
 use crate::hours::OnHoliday;
 
-use super::{Config, DhcpMode, Pattern, Unknown, requires};
+use super::{Config, DhcpMode, Pattern, Unknown, Value, requires};
 
 /// What `cidhead init` writes; `@INTERFACE@` and `@STATE@` are replaced.
 pub const STARTER: &str = r#"# cidhead's configuration. `cidhead check` prints it with every default filled in.
@@ -70,6 +71,12 @@ hours = ["Mon-Fri 20:00-06:30", "Sat-Sun"]
 # A PC whose firmware needs another manner of answer (`cidctl explain` names the one in force):
 # [machines."52:54:00:12:34:56"]
 # quirk = "no-menu"
+
+# What templates of an image (NAME.node.tera in an overlay) name as values.rack: for a group, and for one PC of it.
+# [groups.lab-a.values]
+# rack = "north"
+# [machines."52:54:00:12:34:56".values]
+# rack = "south"
 "#;
 
 /// `head.toml` with every default filled in; it parses back to the same configuration.
@@ -109,13 +116,30 @@ pub fn render(config: &Config) -> String {
         let _ = writeln!(out, "at_close = \"{at_close}\"\nway_home = \"{way_home}\"");
         let _ = writeln!(out, "match = {matches:?}");
         requires::render(&mut out, &quote_key(name), &group.requires);
+        render_values(&mut out, &format!("groups.{}", quote_key(name)), &group.values);
     }
     for (mac, machine) in &config.machines {
         if let Some(quirk) = &machine.quirk {
             let _ = writeln!(out, "\n[machines.\"{mac}\"]\nquirk = {}", string(quirk));
         }
+        render_values(&mut out, &format!("machines.\"{mac}\""), &machine.values);
     }
     out
+}
+
+fn render_values(out: &mut String, table: &str, values: &BTreeMap<String, Value>) {
+    if values.is_empty() {
+        return;
+    }
+    let _ = writeln!(out, "\n[{table}.values]");
+    for (name, value) in values {
+        let value = match value {
+            Value::Flag(flag) => flag.to_string(),
+            Value::Number(number) => number.to_string(),
+            Value::Text(text) => string(text),
+        };
+        let _ = writeln!(out, "{} = {value}", string(name));
+    }
 }
 
 fn write_head(out: &mut String, config: &Config) -> std::fmt::Result {

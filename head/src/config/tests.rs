@@ -43,11 +43,21 @@ link = "2.5 Gbit/s"
 round_trip = "1.5 ms"
 loss = "0.25 %"
 bandwidth = "50Mbit/s"
+[groups.lab-a.values]
+rack = "north \"1\""
+slots = -4
+"with gpu" = true
 [groups.lab-b]
 [groups.lab-b.requires]
 link = "none"
 round_trip = "none"
 loss = "none"
+[machines."52:54:00:00:00:01".values]
+rack = "south"
+[machines."52:54:00:00:00:02"]
+quirk = "no-menu"
+[machines."52:54:00:00:00:02".values]
+slots = 8
 "#;
 
 #[test]

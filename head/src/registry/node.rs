@@ -69,7 +69,13 @@ impl Registry {
             return;
         };
         let machine_hold = machine.record.hold.clone();
-        let root = self.promise_root(mac, welcomed);
+        let root = match self.promise_root(mac, welcomed) {
+            Ok(root) => root,
+            Err(text) => {
+                self.root_refused(now, mac, "template", text.clone());
+                return self.refuse(connection, text);
+            }
+        };
         let Some(machine) = self.machines.get(&mac) else {
             return;
         };

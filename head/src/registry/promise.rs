@@ -5,11 +5,14 @@ use cid_protocol::api::NodeState;
 use cid_protocol::root::{RootPromise, RootReport};
 use cid_protocol::trace::What;
 
+use std::collections::BTreeMap;
+
 use super::{ConnectionId, Now, Registry, tame};
 use crate::mac::Mac;
+use crate::node_files::{self, Promised};
 
 /// Counters of what nodes refuse; a word that is none of these counts as the last.
-const REFUSALS: [&str; 10] = [
+const REFUSALS: [&str; 12] = [
     "manifest-malformed",
     "manifest-other-key",
     "manifest-bad-signature",
@@ -17,30 +20,62 @@ const REFUSALS: [&str; 10] = [
     "manifest-older",
     "memory",
     "mount",
-    "tree",
+    "health",
     "chunk-wrong",
+    "tree",
+    "template",
     "root-other",
 ];
 
 impl Registry {
     /// What is promised to whoever boots these images, signed.
-    pub fn set_promises(&mut self, promises: Vec<RootPromise>) {
+    pub fn set_promises(&mut self, promises: Vec<Promised>) {
         let named = promises
             .into_iter()
-            .map(|promise| (promise.image.clone(), promise));
+            .map(|promised| (promised.promise.image.clone(), promised));
         self.promises = named.collect();
     }
 
     /// What a node that said hello is promised. One that is there already in this boot runs it.
-    pub(super) fn promise_root(&mut self, mac: Mac, welcomed: bool) -> Option<Box<RootPromise>> {
-        let machine = self.machines.get_mut(&mac)?;
-        let promise = self.promises.get(machine.record.image.as_ref()?)?;
-        if !welcomed {
-            machine.peak_kib = None;
-            machine.fetches = Some(format!("is to fetch {}", promise.image));
+    ///
+    /// # Errors
+    /// A template of its image cannot be rendered for it: why, in one line. Nothing was changed.
+    pub(super) fn promise_root(
+        &mut self,
+        mac: Mac,
+        welcomed: bool,
+    ) -> Result<Option<Box<RootPromise>>, String> {
+        let Some(machine) = self.machines.get(&mac) else {
+            return Ok(None);
+        };
+        let record = &machine.record;
+        let Some(promised) = record.image.as_ref().and_then(|image| self.promises.get(image)) else {
+            return Ok(None);
+        };
+        let mut promise = promised.promise.clone();
+        if !welcomed && let Some((group, settings)) = self.group_of(record) {
+            let none = BTreeMap::new();
+            let node = node_files::Node {
+                name: record.label(),
+                group: group.to_owned(),
+                mac: mac.to_string(),
+                address: record
+                    .address
+                    .map(|address| address.to_string())
+                    .unwrap_or_default(),
+                image: promise.image.clone(),
+            };
+            let values = [&settings.values, self.machine_values.get(&mac).unwrap_or(&none)];
+            promise.files = node_files::render(promised, &node, values)?;
         }
-        machine.promised = promise.sequence;
-        Some(Box::new(promise.clone()))
+        if let Some(machine) = self.machines.get_mut(&mac) {
+            if !welcomed {
+                machine.peak_kib = None;
+                machine.fetches = Some(format!("is to fetch {}", promise.image));
+            }
+            machine.promised = promise.sequence;
+        }
+        Ok(Some(Box::new(promise)))
     }
 
     /// What a node says of its root image.
@@ -87,6 +122,17 @@ impl Registry {
                     self.change_state(now, mac, NodeState::Joining, text);
                 }
             }
+            RootReport::Checking { image, says } => {
+                let (image, says) = (tame(image, 80), tame(says, 200));
+                let text = match says.is_empty() {
+                    true => format!("checks whether {image} works"),
+                    false => format!("checks whether {image} works; {says}"),
+                };
+                machine.fetches = Some(text.clone());
+                if machine.record.state != NodeState::Suspect {
+                    self.change_state(now, mac, NodeState::Joining, text);
+                }
+            }
             RootReport::Mounted { image, sequence, .. } => {
                 let runs = machine.record.image.as_ref() == Some(image);
                 if !runs || *sequence < machine.promised {
@@ -114,7 +160,7 @@ impl Registry {
         }
     }
 
-    fn root_refused(&mut self, now: Now, mac: Mac, counter: &str, text: String) {
+    pub(super) fn root_refused(&mut self, now: Now, mac: Mac, counter: &str, text: String) {
         let word = REFUSALS.iter().find(|word| **word == counter).copied();
         *self.refusals.entry(word.unwrap_or("root-other")).or_default() += 1;
         self.change_state(now, mac, NodeState::Refused, text.clone());
@@ -129,11 +175,16 @@ mod tests {
     use super::*;
     use cid_protocol::node::ToNode;
 
-    fn promise(sequence: u64) -> RootPromise {
-        RootPromise {
-            image: "minimal".into(),
-            sequence,
-            manifest: "AAAA".into(),
+    fn promise(sequence: u64) -> Promised {
+        Promised {
+            promise: RootPromise {
+                image: "minimal".into(),
+                sequence,
+                manifest: "AAAA".into(),
+                files: Vec::new(),
+            },
+            templates: Vec::new(),
+            values: BTreeMap::new(),
         }
     }
 
@@ -205,6 +256,62 @@ mod tests {
             .registry
             .handle_root_report(super::super::tests::at(42), ConnectionId(2), &mounted(9));
         assert_eq!(peak(&trace), Some(250_000), "told anew");
+    }
+
+    #[test]
+    fn a_node_is_promised_files_of_its_own_or_is_told_what_is_missing() {
+        let with = |text: &str| {
+            let mut promised = promise(7);
+            promised.templates.push(cid_protocol::manifest::Template {
+                path: "etc/own".into(),
+                mode: 0o600,
+                text: text.into(),
+            });
+            let mut trace = Trace::new();
+            trace.registry.set_promises(vec![promised]);
+            trace.session(1, 1);
+            trace.adopt(1, "lab-a01");
+            trace.session(5, 1);
+            trace.script(6, 1);
+            trace.hello(20, 1, 1, "boot-1");
+            trace
+        };
+        let trace = with("{{ node }} in {{ group }}");
+        let files = trace.sent.iter().find_map(|(_, message)| match message {
+            ToNode::Welcome(welcome) => welcome.root.as_ref().map(|root| root.files.clone()),
+            _ => None,
+        });
+        let wanted = cid_protocol::root::RootFile {
+            path: "etc/own".into(),
+            mode: 0o600,
+            text: "lab-a01 in lab-a".into(),
+        };
+        assert_eq!(files, Some(vec![wanted]));
+        let trace = with("{{ values.rack }}");
+        assert_eq!(trace.state(1), NodeState::Refused);
+        assert!(
+            reason(&trace).contains("template etc/own.node.tera of minimal"),
+            "{}",
+            reason(&trace)
+        );
+        assert_eq!(trace.registry.refusals().collect::<Vec<_>>(), [("template", 1)]);
+    }
+
+    #[test]
+    fn a_node_joins_until_its_image_works_there() {
+        let mut trace = booted();
+        let checking = RootReport::Checking {
+            image: "minimal".into(),
+            says: "/bin/healthy ended with exit status: 3".into(),
+        };
+        say(&mut trace, 25, &checking);
+        assert_eq!(trace.state(1), NodeState::Joining);
+        assert_eq!(
+            reason(&trace),
+            "checks whether minimal works; /bin/healthy ended with exit status: 3"
+        );
+        say(&mut trace, 26, &mounted(7));
+        assert_eq!(trace.state(1), NodeState::Up);
     }
 
     #[test]

@@ -8,9 +8,10 @@
 //! | [`store`] | the image's file, in memory |
 //! | [`progress`] | a core: how far it is, in words. Which chunk comes from whom is decided in `cid-content` |
 //! | [`http`], [`peer`], [`workers`], [`serve`] | chunks from the head, from other nodes, and for them |
-//! | [`mount`], [`processes`] | from the file to a root that programs live in |
+//! | [`mount`], [`processes`], [`health`] | from the file to a root that programs live in |
 
 mod fetch;
+mod health;
 pub(crate) mod hosts;
 pub(crate) mod http;
 pub(crate) mod memory;

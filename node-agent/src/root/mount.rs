@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use cid_content::manifest::Format;
+use cid_protocol::root::RootFile;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
@@ -70,6 +71,10 @@ pub(crate) fn mount_root(image: &Path, format: Format, scratch_bytes: u64) -> Re
     let folder = Path::new(FOLDER);
     let (lower, scratch, root) = (folder.join("lower"), folder.join("scratch"), Path::new(ROOT));
     for path in [&lower, &scratch, root] {
+        // A second one on top would hide what programs have open below.
+        if is_mounted(path) {
+            bail!("an agent before this one ended while it mounted a root: restart the PC");
+        }
         make_folder(path)?;
     }
     let flags = TAME | MsFlags::MS_RDONLY;
@@ -211,8 +216,44 @@ pub(crate) fn mount_listed(entry: &cid_protocol::services::Mount) -> Result<()> 
     if !target.starts_with(ROOT) || !target.is_dir() {
         bail!("{} of the image is no folder of it", entry.target);
     }
+    if is_mounted(&target) {
+        // By an agent before this one.
+        return Ok(());
+    }
     attach(&entry.source, &target, &entry.kind, TAME, &entry.options)
         .with_context(|| format!("mount {} as the image's recipe says", entry.source))
+}
+
+/// Puts a file that the head made for this node into the root. Folders on its way are made; a link on its way is not followed out of the
+/// root, and a link at its place is replaced.
+///
+/// # Errors
+/// The file system's, and a path that leads nowhere below the root.
+pub(crate) fn write_file(file: &RootFile) -> Result<()> {
+    let mut folder = PathBuf::from(ROOT);
+    let mut parts: Vec<&str> = file.path.split('/').collect();
+    let name = parts.pop().unwrap_or_default();
+    let write = || -> Result<()> {
+        for part in parts.iter().chain([&name]) {
+            if part.is_empty() || matches!(*part, "." | "..") {
+                bail!("this is no path below the root");
+            }
+        }
+        for part in parts {
+            folder.push(part);
+            make_folder(&folder)?;
+            // A link such as /var/run leads where this program is, not where the image is.
+            if !fs::symlink_metadata(&folder)?.is_dir() {
+                bail!("{part} is no folder of the image");
+            }
+        }
+        let (new, path) = (folder.join(format!(".{name}.cid")), folder.join(name));
+        let _ = fs::remove_file(&new);
+        fs::write(&new, &file.text)?;
+        set_mode(&new, file.mode & 0o777)?;
+        Ok(fs::rename(&new, &path)?)
+    };
+    write().with_context(|| format!("write /{} of the root", file.path))
 }
 
 /// Puts a text into the root's `/etc`, in the place of whatever was there: a link of the image is replaced, not followed.

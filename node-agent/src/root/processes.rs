@@ -109,7 +109,7 @@ fn join_control_group(folder: &Path) -> Result<File> {
 }
 
 /// Ends every process of a control group, if there is one.
-fn end_all(folder: &Path) {
+pub(super) fn end_all(folder: &Path) {
     let _ = fs::write(folder.join("cgroup.kill"), "1");
 }
 
@@ -124,6 +124,7 @@ pub(crate) fn list() -> Result<cid_protocol::services::Services> {
         version: SERVICES_VERSION,
         services: Vec::new(),
         mounts: Vec::new(),
+        health: Vec::new(),
         process: None,
     };
     let file = match File::open(&path) {
@@ -186,7 +187,13 @@ fn start(service: &Service, ends: mpsc::Sender<Ended>) {
     let name = service.name.clone();
     let group = Path::new(CONTROL_GROUPS).join(&name);
     end_all(&group);
-    match spawn(service, &group) {
+    let program = Program {
+        command: service.command.clone(),
+        user: service.user.clone(),
+        environment: service.environment.clone().into_iter().collect(),
+        control_group: Some(group.clone()),
+    };
+    match spawn(program) {
         Ok((mut child, output)) => {
             tokio::spawn(listen(name.clone(), output));
             // A thread that sleeps in the kernel; PID 1 reaps only what is its own child.
@@ -208,13 +215,13 @@ fn start(service: &Service, ends: mpsc::Sender<Ended>) {
     }
 }
 
-fn spawn(service: &Service, group: &Path) -> Result<(std::process::Child, pipe::Receiver)> {
-    let mut command = inside(Program {
-        command: service.command.clone(),
-        user: service.user.clone(),
-        environment: service.environment.clone().into_iter().collect(),
-        control_group: Some(group.to_owned()),
-    })?;
+/// Starts a program in the root; its words come out of the pipe.
+///
+/// # Errors
+/// It does not start.
+pub(super) fn spawn(program: Program) -> Result<(std::process::Child, pipe::Receiver)> {
+    let name = program.command.first().cloned().unwrap_or_default();
+    let mut command = inside(program)?;
     let (reader, writer) = std::io::pipe().context("a pipe for its words")?;
     let reader = OwnedFd::from(reader);
     let reader = pipe::Receiver::from_owned_fd(reader).context("a pipe for its words")?;
@@ -222,9 +229,7 @@ fn spawn(service: &Service, group: &Path) -> Result<(std::process::Child, pipe::
         .stdin(Stdio::null())
         .stdout(writer.try_clone().context("a pipe for its words")?)
         .stderr(writer);
-    let child = command
-        .spawn()
-        .with_context(|| service.command.first().cloned().unwrap_or_default())?;
+    let child = command.spawn().with_context(|| name)?;
     Ok((child, reader))
 }
 

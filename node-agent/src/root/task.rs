@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use cid_content::{Promise, RootManifest, Signed, Tree};
-use cid_protocol::root::{RootOrder, RootPromise, RootReport, tree_path};
+use cid_content::{Bitmap, Promise, RootManifest, Signed, Tree};
+use cid_protocol::root::{RootFile, RootOrder, RootPromise, RootReport, tree_path};
 use cid_trust::Pin;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -21,7 +21,7 @@ use super::mount;
 use super::peer::Caller;
 use super::serve::Offer;
 use super::store::Store;
-use super::{http, processes};
+use super::{health, http, processes};
 use crate::netlink;
 
 /// What the agent's loop tells; more than this never waits, since it says little.
@@ -89,7 +89,7 @@ impl Handle {
             ways,
             offer,
             news: Arc::new(news),
-            standing: Standing::Nothing,
+            refused: None,
         };
         tokio::spawn(task.run());
         Self {
@@ -118,14 +118,24 @@ struct Mark {
     tree: String,
     #[serde(default)]
     peak_kib: u64,
+    /// Its health command has succeeded, or it has none.
+    #[serde(default)]
+    healthy: bool,
 }
 
-#[derive(Debug)]
-enum Standing {
-    Nothing,
-    /// Not run here: the same promise is refused in the same words.
-    Refused(RootPromise, Refused),
-    Mounted(Mark),
+impl Mark {
+    /// Of the root that is mounted, if one is.
+    fn kept() -> Option<Self> {
+        let text = fs::read_to_string(Path::new(mount::FOLDER).join(MARK)).ok()?;
+        serde_json::from_str(&text)
+            .ok()
+            .filter(|_| mount::is_mounted_root())
+    }
+
+    fn keep(&self) -> anyhow::Result<()> {
+        let path = Path::new(mount::FOLDER).join(MARK);
+        Ok(fs::write(path, serde_json::to_string(self)?)?)
+    }
 }
 
 /// Why, with the word of its counter.
@@ -142,7 +152,8 @@ struct Task {
     ways: watch::Receiver<Option<Way>>,
     offer: watch::Sender<Option<Arc<Offer>>>,
     news: Arc<dyn Fn(News) + Send + Sync>,
-    standing: Standing,
+    /// What is not run here.
+    refused: Option<(RootPromise, Refused)>,
 }
 
 impl Task {
@@ -162,32 +173,25 @@ impl Task {
 
     /// What an agent before this one mounted is used as it is.
     async fn resume(&mut self) {
-        let path = Path::new(mount::FOLDER).join(MARK);
-        let mark: Option<Mark> = fs::read_to_string(path)
-            .ok()
-            .and_then(|text| serde_json::from_str(&text).ok());
-        if let Some(mark) = mark.filter(|_| mount::is_mounted_root()) {
+        if let Some(mark) = Mark::kept() {
             log!("cid-agent: {} is mounted already", mark.image);
             self.begin_services();
-            self.standing = Standing::Mounted(mark);
         }
     }
 
     /// Does what it takes until the promise is kept or refused. Returns the promise that came in its place.
     async fn follow(&mut self, promise: RootPromise, pin: &Pin) -> Option<(RootPromise, Pin)> {
-        match &self.standing {
-            // Another image takes another boot.
-            Standing::Mounted(mark) => {
-                let mark = mark.clone();
-                self.tell_mounted(&mark);
-                return None;
-            }
-            Standing::Refused(refused, why) if *refused == promise => {
-                let why = why.clone();
+        // The same promise is refused in the same words.
+        if let Some((_, why)) = self.refused.take_if(|(refused, _)| *refused == promise) {
+            self.refuse(&promise, why);
+            return None;
+        }
+        // Another image takes another boot. One that was unhealthy under an earlier promise may have become healthy.
+        if let Some(mark) = Mark::kept() {
+            if let Err(why) = self.stand(&promise, pin, mark).await {
                 self.refuse(&promise, why);
-                return None;
             }
-            Standing::Nothing | Standing::Refused(..) => {}
+            return None;
         }
         let manifest = match verify(&promise, pin) {
             Ok(manifest) => manifest,
@@ -196,7 +200,7 @@ impl Task {
                 return None;
             }
         };
-        match self.fetch_and_mount(&manifest).await {
+        match self.fetch_and_mount(&promise, &manifest).await {
             Ok(Some(next)) => return Some(next),
             Ok(None) => {}
             Err(why) => self.refuse(&promise, why),
@@ -204,9 +208,41 @@ impl Task {
         None
     }
 
+    /// A promise for what is mounted. A head that was restarted, or has promised it anew since, is told under the sequence that it gave:
+    /// the bytes are what it signed.
+    async fn stand(&mut self, promise: &RootPromise, pin: &Pin, mut mark: Mark) -> Result<(), Refused> {
+        if let Ok(manifest) = verify(promise, pin)
+            && manifest.image == mark.image
+            && manifest.tree_root.to_string() == mark.tree
+        {
+            mark.sequence = manifest.sequence;
+            self.offer_whole(&manifest);
+        }
+        self.become_healthy(mark).await
+    }
+
+    /// An agent after the one that fetched it gives it to others as that one did.
+    fn offer_whole(&self, manifest: &RootManifest) {
+        if self.offer.borrow().is_some() {
+            return;
+        }
+        let store = mount::place_for_image().ok().and_then(|folder| {
+            let tree = Store::kept_tree(&folder, manifest.shape, manifest.tree_root)?;
+            Store::open(&folder, tree).ok()
+        });
+        if let Some(store) = store {
+            let mut have = Bitmap::none(manifest.shape.chunks());
+            for chunk in 0..manifest.shape.chunks() {
+                have.insert(chunk);
+            }
+            self.offer.send_replace(Some(Offer::new(Arc::new(store), have)));
+        }
+    }
+
     /// Returns a promise that came in the place of this one.
     async fn fetch_and_mount(
         &mut self,
+        promise: &RootPromise,
         manifest: &RootManifest,
     ) -> Result<Option<(RootPromise, Pin)>, Refused> {
         let trouble = |error: anyhow::Error| Refused {
@@ -251,7 +287,11 @@ impl Task {
                 });
             }
         }
-        self.mount(manifest, store.path()).await.map_err(trouble)?;
+        let mark = self
+            .mount(manifest, store.path(), promise.files.clone())
+            .await
+            .map_err(trouble)?;
+        self.become_healthy(mark).await?;
         Ok(None)
     }
 
@@ -298,13 +338,21 @@ impl Task {
         }
     }
 
-    async fn mount(&mut self, manifest: &RootManifest, image: PathBuf) -> anyhow::Result<()> {
+    async fn mount(
+        &mut self,
+        manifest: &RootManifest,
+        image: PathBuf,
+        files: Vec<RootFile>,
+    ) -> anyhow::Result<Mark> {
         (self.news)(News::Progress(format!("mounts {}", manifest.image)));
         let format = manifest.format;
         let memory = Memory::look();
         self.peak.handle_memory(memory);
         let free = memory.available * 1024;
-        let work = move || mount::mount_root(&image, format, free / SCRATCH_PART);
+        let work = move || {
+            mount::mount_root(&image, format, free / SCRATCH_PART)?;
+            files.iter().try_for_each(mount::write_file)
+        };
         tokio::task::spawn_blocking(work).await??;
         // From here on its services use what they use.
         self.peak.handle_memory(Memory::look());
@@ -313,14 +361,43 @@ impl Task {
             sequence: manifest.sequence,
             tree: manifest.tree_root.to_string(),
             peak_kib: self.peak.used_kib(),
+            healthy: false,
         };
-        let path = Path::new(mount::FOLDER).join(MARK);
-        fs::write(path, serde_json::to_string(&mark)?)?;
+        mark.keep()?;
         log!("cid-agent: {} is mounted", mark.image);
         self.begin_services();
+        Ok(mark)
+    }
+
+    /// The root is the node's once its health command says so.
+    async fn become_healthy(&mut self, mut mark: Mark) -> Result<(), Refused> {
+        let refused = |reason| Refused {
+            counter: "health",
+            reason,
+        };
+        if !mark.healthy {
+            let command = processes::list()
+                .map_err(|error| refused(format!("{error:#}")))?
+                .health;
+            if !command.is_empty() {
+                self.tell_checking(&mark, "");
+                let waited = health::wait(&command, |why| self.tell_checking(&mark, why)).await;
+                waited.map_err(refused)?;
+                log!("cid-agent: {} is healthy", mark.image);
+            }
+            mark.healthy = true;
+            mark.keep().map_err(|error| refused(format!("{error:#}")))?;
+        }
         self.tell_mounted(&mark);
-        self.standing = Standing::Mounted(mark);
         Ok(())
+    }
+
+    fn tell_checking(&self, mark: &Mark, why: &str) {
+        (self.news)(News::Progress(format!("checks whether {} works", mark.image)));
+        (self.news)(News::Report(RootReport::Checking {
+            image: mark.image.clone(),
+            says: why.to_owned(),
+        }));
     }
 
     fn begin_services(&self) {
@@ -360,7 +437,7 @@ impl Task {
         let text = format!("does not run {}: {}", promise.image, why.reason);
         log!("cid-agent: {text}");
         (self.news)(News::Refused(text));
-        self.standing = Standing::Refused(promise.clone(), why);
+        self.refused = Some((promise.clone(), why));
     }
 }
 

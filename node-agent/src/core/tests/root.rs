@@ -11,6 +11,7 @@ fn promise() -> ToNode {
         image: "compute@3".into(),
         sequence: 7,
         manifest: "AAAA".into(),
+        files: Vec::new(),
     }));
     ToNode::Welcome(welcome)
 }
