@@ -6,6 +6,7 @@ use std::time::Duration;
 use cid_protocol::api::Problem;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Bytes;
+use hyper::upgrade::Upgraded;
 use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use serde::Serialize;
@@ -90,6 +91,41 @@ impl Client {
     ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(body).map_err(|error| ClientError::Broken(error.to_string()))?;
         self.request(Method::POST, path, body).await
+    }
+
+    /// `GET path`, upgraded to another protocol on the same connection.
+    pub(crate) async fn upgrade(
+        &self,
+        path: &str,
+        protocol: &'static str,
+    ) -> Result<TokioIo<Upgraded>, ClientError> {
+        let stream = UnixStream::connect(&self.socket)
+            .await
+            .map_err(|source| unreachable(&self.socket, source))?;
+        let broken = |error: hyper::Error| ClientError::Broken(error.to_string());
+        let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream))
+            .await
+            .map_err(broken)?;
+        tokio::spawn(connection.with_upgrades());
+        let request = Request::builder()
+            .uri(path)
+            .header("host", "head")
+            .header("connection", "upgrade")
+            .header("upgrade", protocol)
+            .body(Full::new(Bytes::new()))
+            .map_err(|error| ClientError::Broken(error.to_string()))?;
+        let response = sender.send_request(request).await.map_err(broken)?;
+        let status = response.status();
+        if status == StatusCode::SWITCHING_PROTOCOLS {
+            let upgraded = hyper::upgrade::on(response).await.map_err(broken)?;
+            return Ok(TokioIo::new(upgraded));
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await;
+        let body = body.map_err(|error| ClientError::Broken(error.to_string()))?;
+        Err(match serde_json::from_slice(&body.to_bytes()) {
+            Ok(problem) => ClientError::Refused(problem),
+            Err(_) => ClientError::Broken(format!("status {status}")),
+        })
     }
 
     async fn request<T: DeserializeOwned>(

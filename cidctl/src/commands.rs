@@ -96,6 +96,8 @@ pub(crate) async fn run(client: &Client, command: Command) -> Result<()> {
             &client.post("/v1/wake", &WakeRequest { nodeset }).await?,
             json.json,
         ),
+        // Its status is not ours: `main` starts it.
+        Command::Run(_) => Ok(()),
         Command::Hours(hours) => hours::run(client, hours).await,
         Command::Image { command } => image::run(client, command).await,
         Command::Events {

@@ -10,6 +10,7 @@ mod hours;
 mod image;
 mod node;
 mod print;
+mod run;
 mod tell;
 mod top;
 mod wake;
@@ -170,6 +171,19 @@ enum Command {
         #[command(flatten)]
         json: Json,
     },
+    /// Run a program on the cluster as if it ran here: its streams, its status, your Ctrl-C.
+    #[command(
+        after_help = "Examples:\n  cidctl run hostname\n  sort big.txt | cidctl run gzip -9 >big.txt.gz\n  \
+                      cidctl run -n 64 --per-node 4 --label ./simulate --seed 7\n  \
+                      cidctl run -n 8 --nodes 'lab-a[01-08]' sh -c 'echo rank $CID_RANK of $CID_SIZE on $(hostname)'\n\
+                      Ranks go to the idlest nodes that are up, never more than they have CPUs. Each finds CID_JOB, CID_RANK, CID_SIZE\n\
+                      and CID_NODES in its environment, which is yours otherwise, without what means this machine only (DISPLAY, TMPDIR,\n\
+                      SSH_...). It starts in this folder where the node has it, else in /tmp, which is the job's own and goes with it.\n\
+                      Ctrl-C, Ctrl-Z and most signals go to all ranks; three Ctrl-C in two seconds kill them. A job ends with its client.\n\
+                      Exit code: the program's, the largest of several, 128 + n for a signal; 125 when something of the cluster failed,\n\
+                      126 when the command cannot be run, 127 when there is none. docs/run.md tells more."
+    )]
+    Run(run::Run),
     /// Show when groups compute, or open or close one for a while.
     #[command(
         after_help = "Examples:\n  cidctl hours\n  cidctl hours lab-a open until 23:00\n  \
@@ -252,10 +266,16 @@ fn main() -> ExitCode {
             .exit();
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = match (runtime, cli.command) {
+        (Ok(runtime), Command::Run(run)) if cli.node.is_none() => {
+            run_program(&runtime, &Client::new(cli.socket), run)
+        }
+        (runtime, command) => runtime.map(|runtime| (runtime, command)),
+    };
     let result = match runtime {
-        Ok(runtime) => match cli.node {
-            Some(address) => commands::ask_node(&address, &cli.identity, cli.command),
-            None => runtime.block_on(commands::run(&Client::new(cli.socket), cli.command)),
+        Ok((runtime, command)) => match cli.node {
+            Some(address) => commands::ask_node(&address, &cli.identity, command),
+            None => runtime.block_on(commands::run(&Client::new(cli.socket), command)),
         },
         Err(error) => Err(error.into()),
     };
@@ -271,6 +291,16 @@ fn main() -> ExitCode {
             ExitCode::from(if unreachable { 3 } else { 1 })
         }
     }
+}
+
+/// Its status is the program's; failures of ours are 125.
+fn run_program(runtime: &tokio::runtime::Runtime, client: &Client, run: run::Run) -> ! {
+    let code = runtime.block_on(run::run(client, run)).unwrap_or_else(|error| {
+        eprintln!("cidctl run: {}", one_line(&error));
+        125
+    });
+    // What reads our stdin waits in the kernel, and would be waited for.
+    std::process::exit(code.into())
 }
 
 /// The whole chain on one line; a cause that its effect quotes already is not said twice.

@@ -33,6 +33,7 @@ use crate::core::{Core, Pending};
 use crate::library::Library;
 use crate::mac::Mac;
 use crate::registry::{CommandError, Registry};
+use crate::work::door::Caller;
 
 /// Longest request body, in bytes: an adoption of a few thousand machines.
 pub const MAX_BODY: usize = 256 * 1024;
@@ -89,7 +90,7 @@ pub struct Api {
 pub struct Failure(StatusCode, Problem);
 
 impl Failure {
-    fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, error: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self(
             status,
             Problem {
@@ -167,6 +168,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/images/roll/stop", post(images::stop_roll))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status))
+        .route("/v1/run", get(crate::work::door::run))
         .route("/metrics", get(metrics::metrics))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path", ""))
         .method_not_allowed_fallback(async || {
@@ -434,7 +436,8 @@ pub async fn listen(path: &Path) -> Result<UnixListener, SocketError> {
 /// # Errors
 /// The listener failed.
 pub async fn serve(api: Arc<Api>, listener: UnixListener) -> std::io::Result<()> {
-    axum::serve(listener, router(api)).await
+    let who = router(api).into_make_service_with_connect_info::<Caller>();
+    axum::serve(listener, who).await
 }
 
 #[cfg(test)]

@@ -129,6 +129,8 @@ pub struct Core {
     pub turns: crate::measuring::Turns,
     /// Who fetches which root image.
     pub content: crate::content::Content,
+    /// Programs that people run.
+    pub work: crate::work::Work,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -163,6 +165,7 @@ impl Core {
             drops: Drops::default(),
             turns: crate::measuring::Turns::default(),
             content: crate::content::Content::default(),
+            work: crate::work::Work::default(),
         });
         tokio::spawn(deliver(Arc::downgrade(&core), queue));
         tokio::spawn(tick(Arc::downgrade(&core)));
@@ -384,6 +387,7 @@ impl Core {
     /// Forgets a connection.
     pub fn disconnect(&self, id: ConnectionId) {
         lock(&self.connections).remove(&id);
+        self.work.relay().disconnect(id);
         crate::content::send(self, self.content.gone(self.now().monotonic, id));
         self.act(|registry, _| registry.handle_disconnect(id))
             .1

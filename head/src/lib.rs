@@ -32,3 +32,4 @@ pub mod trust;
 pub mod versions;
 pub mod wake;
 pub mod wall;
+pub mod work;

@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use base64::prelude::{BASE64_STANDARD as BASE64, Engine as _};
 use cid_protocol::node::{Enroll, FromNode, MAX_FRAME, TimeQuestion, ToNode};
+use cid_protocol::work::WORK_VERSION;
+use cid_streams::{BadFrame, Frame, Overrun};
 use cid_trust::{Fingerprint, Peer, TokenError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::timeout;
 
 use crate::core::{Core, Outgoing};
@@ -71,6 +74,12 @@ pub enum Ended {
     /// A measurement beyond its bounds, or behind the hello.
     #[error("it measures too much")]
     MeasuresTooMuch,
+    /// No frame of a job.
+    #[error("{0}")]
+    BadWork(#[from] BadFrame),
+    /// More of a job's streams than it may send.
+    #[error("{0}")]
+    Overrun(#[from] Overrun),
     /// Silence.
     #[error("nothing came in time")]
     Silent,
@@ -100,6 +109,8 @@ impl Ended {
             Self::NoHello => Some("node-no-hello"),
             Self::HelloTwice => Some("node-hello-twice"),
             Self::MeasuresTooMuch => Some("node-measures-too-much"),
+            Self::BadWork(_) => Some("node-bad-work"),
+            Self::Overrun(_) => Some("node-work-overrun"),
             Self::Silent => Some("node-silent"),
             Self::Transport(_) => Some("node-transport"),
             Self::Closed | Self::ClosedByHead => None,
@@ -209,7 +220,8 @@ async fn converse<S: Transport>(
         },
     };
     let (mut reader, writer) = tokio::io::split(stream);
-    let sender = tokio::spawn(send_loop(writer, outgoing));
+    let wake = core.work.relay().connect(id);
+    let sender = tokio::spawn(send_loop(writer, outgoing, Arc::clone(core), id, wake));
     let mut writer_gone = sender;
     let received = async {
         match first {
@@ -331,10 +343,19 @@ where
     loop {
         let message = match first.take() {
             Some(first) => first,
-            None => match timeout(IDLE_TIMEOUT, read_message(reader)).await {
+            None => match timeout(IDLE_TIMEOUT, read_frame(reader)).await {
                 Err(_) => return Ended::Silent,
                 Ok(Err(ended)) => return ended,
-                Ok(Ok(message)) => message,
+                Ok(Ok(frame)) if Frame::is_one(&frame) => {
+                    if let Err(ended) = relay(core, id, &frame) {
+                        return ended;
+                    }
+                    continue;
+                }
+                Ok(Ok(frame)) => match serde_json::from_slice(&frame) {
+                    Ok(message) => message,
+                    Err(error) => return Ended::NotAMessage(error),
+                },
             },
         };
         let received = crate::wall::unix_now();
@@ -352,6 +373,9 @@ where
             }
             (FromNode::Hello(hello), false) => {
                 joined = true;
+                if hello.work == WORK_VERSION {
+                    core.work.relay().enable(id);
+                }
                 core.act(|registry, now| registry.handle_hello(now, id, address, *hello))
                     .1
             }
@@ -402,6 +426,18 @@ fn tell_time(core: &Core, id: ConnectionId, clock: &mut Observer, asked: &TimeQu
 /// # Errors
 /// See [`Ended`]; never reads more than a frame's announced length.
 pub async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> Result<FromNode, Ended> {
+    let frame = read_frame(reader).await?;
+    serde_json::from_slice(&frame).map_err(Ended::NotAMessage)
+}
+
+/// A frame of a job's.
+fn relay(core: &Core, id: ConnectionId, frame: &[u8]) -> Result<(), Ended> {
+    let frame = Frame::decode(frame)?;
+    core.work.relay().handle_node(id, frame)?;
+    Ok(())
+}
+
+async fn read_frame<R: AsyncRead + Unpin>(reader: &mut R) -> Result<Vec<u8>, Ended> {
     let length = match reader.read_u32().await {
         Ok(length) => length,
         Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => return Err(Ended::Closed),
@@ -412,13 +448,40 @@ pub async fn read_message<R: AsyncRead + Unpin>(reader: &mut R) -> Result<FromNo
     }
     let mut frame = vec![0; length as usize];
     reader.read_exact(&mut frame).await?;
-    serde_json::from_slice(&frame).map_err(Ended::NotAMessage)
+    Ok(frame)
 }
 
-async fn send_loop<W: AsyncWrite + Unpin>(mut writer: W, mut outgoing: mpsc::Receiver<Outgoing>) {
-    while let Some(Outgoing::Message(message)) = outgoing.recv().await {
-        let Some(frame) = frame(&message) else { break };
-        match timeout(WRITE_TIMEOUT, writer.write_all(&frame)).await {
+async fn send_loop<W: AsyncWrite + Unpin>(
+    mut writer: W,
+    mut outgoing: mpsc::Receiver<Outgoing>,
+    core: Arc<Core>,
+    id: ConnectionId,
+    wake: Arc<Notify>,
+) {
+    loop {
+        // Messages go first: what jobs say waits for them, and they for one frame at the most.
+        let message = match outgoing.try_recv() {
+            Ok(message) => Some(message),
+            Err(TryRecvError::Disconnected) => break,
+            Err(TryRecvError::Empty) => None,
+        };
+        let bytes = match message {
+            Some(Outgoing::Message(message)) => frame(&message),
+            Some(Outgoing::Close) => break,
+            None => core.work.relay().poll_node(id).map(|frame| frame.encode()),
+        };
+        let bytes = match bytes {
+            Some(bytes) => Some(bytes),
+            None => tokio::select! {
+                message = outgoing.recv() => match message {
+                    Some(Outgoing::Message(message)) => frame(&message),
+                    Some(Outgoing::Close) | None => break,
+                },
+                () = wake.notified() => continue,
+            },
+        };
+        let Some(bytes) = bytes else { break };
+        match timeout(WRITE_TIMEOUT, writer.write_all(&bytes)).await {
             Ok(Ok(())) => {}
             _ => break,
         }

@@ -9,13 +9,10 @@ use cidlab::rig::{self, Rig};
 /// Figures are printed this often while it is held.
 const EVERY: Duration = Duration::from_secs(10);
 
-/// Starts that many, as if they ran jobs if `busy`, says how they are until a line comes in, and ends them.
+/// Starts that many, which run programs (`cidctl run`), watched as if they ran jobs if `busy`; says how they are until a line comes in, and ends them.
 pub(crate) fn hold(count: usize, per_second: u32, busy: bool) -> Result<()> {
-    let rig = Rig::start_with(
-        "agents",
-        count,
-        |options| if busy { rig::busy(options) } else { options },
-    )?;
+    let options = |options| if busy { rig::busy(options) } else { options };
+    let rig = Rig::that_works("agents", count, options)?;
     eprintln!(
         "cidlab: cidctl --socket {} nodes",
         rig.room().dir().join("head.sock").display()

@@ -21,6 +21,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 pub use agent::{Agent, Phase};
 pub use ask::{Asker, View};
+use cell::Rights;
 pub use crowd::Crowd;
 pub use hostile::{Heard, Hostile, Noise, VOLLEY};
 pub use relay::Relay;
@@ -67,11 +68,19 @@ impl Rig {
         count: usize,
         change: impl FnOnce(HeadOptions) -> HeadOptions,
     ) -> Result<Self> {
-        ensure!(
-            (1..=MOST_AGENTS).contains(&count),
-            "{count} agents: a bridge carries 1 to {MOST_AGENTS}"
-        );
-        Self::lay(name, count, false, change)
+        Self::lay(name, count, Rights::Wire, change)
+    }
+
+    /// A rig whose agents run programs for others, each in namespaces of its own: they have the capabilities for that.
+    ///
+    /// # Errors
+    /// As [`Rig::start`].
+    pub fn that_works(
+        name: &str,
+        count: usize,
+        change: impl FnOnce(HeadOptions) -> HeadOptions,
+    ) -> Result<Self> {
+        Self::lay(name, count, Rights::Confine, change)
     }
 
     /// The same with a root image, which the PCs fetch and mount; in folder `images` as `cidbuild` made it. Wants root and a kernel
@@ -81,7 +90,7 @@ impl Rig {
     /// As [`Rig::start`].
     pub fn rooted(name: &str, count: usize, images: &Path, image: &str) -> Result<Self> {
         let (images, image) = (images.to_owned(), image.to_owned());
-        Self::lay(name, count, true, |options| HeadOptions {
+        Self::lay(name, count, Rights::Mount, |options| HeadOptions {
             images_dir: images,
             image,
             ..options
@@ -91,9 +100,13 @@ impl Rig {
     fn lay(
         name: &str,
         count: usize,
-        rooted: bool,
+        rights: Rights,
         change: impl FnOnce(HeadOptions) -> HeadOptions,
     ) -> Result<Self> {
+        ensure!(
+            (1..=MOST_AGENTS).contains(&count),
+            "{count} agents: a bridge carries 1 to {MOST_AGENTS}"
+        );
         neighbours_fit(count)?;
         let (room, head) = room_with_head(name, change)?;
         let places = lay_wires(&room, count)?;
@@ -103,7 +116,7 @@ impl Rig {
         let agents = places
             .into_iter()
             .enumerate()
-            .map(|(number, dir)| Agent::build(&room, number, dir, &cell, &program, rooted))
+            .map(|(number, dir)| Agent::build(&room, number, dir, &cell, &program, rights))
             .collect::<Result<_>>()?;
         let wire = Wire::new(Arc::clone(&room))?;
         Ok(Self {

@@ -4,6 +4,7 @@
 use std::io;
 
 use cid_protocol::node::MAX_FRAME;
+use cid_streams::Frame;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -43,16 +44,49 @@ impl<S: AsyncRead + Unpin> Reader<S> {
             if let Some(message) = self.take()? {
                 return Ok(Some(message));
             }
-            self.bytes.drain(..self.used);
-            self.used = 0;
-            self.bytes.reserve(ROOM);
-            if self.stream.read_buf(&mut self.bytes).await? == 0 {
-                return match self.bytes.is_empty() {
-                    true => Ok(None),
-                    false => Err(io::ErrorKind::UnexpectedEof.into()),
-                };
+            if !self.fill().await? {
+                return Ok(None);
             }
         }
+    }
+
+    /// The next message, or the next frame of a job's: both travel to nodes over one connection.
+    pub(crate) async fn next_of<T: DeserializeOwned>(&mut self) -> io::Result<Option<Either<T>>> {
+        let Some(body) = self.next_body().await? else {
+            return Ok(None);
+        };
+        if Frame::is_one(&body) {
+            let frame = Frame::decode(&body).map_err(io::Error::other)?;
+            return Ok(Some(Either::Work(frame)));
+        }
+        Ok(Some(Either::Message(serde_json::from_slice(&body)?)))
+    }
+
+    async fn next_body(&mut self) -> io::Result<Option<Vec<u8>>> {
+        loop {
+            if let Some(body) = self.body()? {
+                let (body, length) = (body.to_vec(), 4 + body.len());
+                self.used += length;
+                return Ok(Some(body));
+            }
+            if !self.fill().await? {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// Reads more; `false` at the end of the stream between frames.
+    async fn fill(&mut self) -> io::Result<bool> {
+        self.bytes.drain(..self.used);
+        self.used = 0;
+        self.bytes.reserve(ROOM);
+        if self.stream.read_buf(&mut self.bytes).await? == 0 {
+            return match self.bytes.is_empty() {
+                true => Ok(false),
+                false => Err(io::ErrorKind::UnexpectedEof.into()),
+            };
+        }
+        Ok(true)
     }
 
     /// That many bytes behind the last message, which are no frame.
@@ -71,6 +105,16 @@ impl<S: AsyncRead + Unpin> Reader<S> {
 
     /// The next frame of what came already.
     fn take<T: DeserializeOwned>(&mut self) -> io::Result<Option<T>> {
+        let Some(frame) = self.body()? else {
+            return Ok(None);
+        };
+        let (message, length) = (serde_json::from_slice(frame)?, 4 + frame.len());
+        self.used += length;
+        Ok(Some(message))
+    }
+
+    /// Its body.
+    fn body(&self) -> io::Result<Option<&[u8]>> {
         let waiting = self.bytes.get(self.used..).unwrap_or_default();
         let Some((length, rest)) = waiting.split_first_chunk::<4>() else {
             return Ok(None);
@@ -80,13 +124,17 @@ impl<S: AsyncRead + Unpin> Reader<S> {
             let text = format!("a frame of {length} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, text));
         }
-        let Some(frame) = rest.get(..length) else {
-            return Ok(None);
-        };
-        let message = serde_json::from_slice(frame)?;
-        self.used += 4 + length;
-        Ok(Some(message))
+        Ok(rest.get(..length))
     }
+}
+
+/// What comes over a connection to the head.
+#[derive(Debug)]
+pub(crate) enum Either<T> {
+    /// JSON.
+    Message(T),
+    /// About a job.
+    Work(Frame),
 }
 
 /// Sends one message.
@@ -94,15 +142,20 @@ pub(crate) async fn write(
     stream: &mut (impl AsyncWrite + Unpin),
     message: &impl Serialize,
 ) -> io::Result<()> {
+    // One write, one segment.
+    stream.write_all(&frame(message)?).await?;
+    stream.flush().await
+}
+
+/// One message as it travels.
+pub(crate) fn frame(message: &impl Serialize) -> io::Result<Vec<u8>> {
     let json = serde_json::to_vec(message)?;
     let length = u32::try_from(json.len()).ok().filter(|_| json.len() <= MAX_FRAME);
     let length =
         length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "message above the frame limit"))?;
     let mut bytes = length.to_be_bytes().to_vec();
     bytes.extend(json);
-    // One write, one segment.
-    stream.write_all(&bytes).await?;
-    stream.flush().await
+    Ok(bytes)
 }
 
 #[cfg(test)]

@@ -72,6 +72,16 @@ impl Ground {
         }
     }
 
+    /// Version of the messages about work; 0 where programs cannot be confined.
+    pub(crate) fn work(&self) -> u32 {
+        match self {
+            Self::Machine if crate::work::is_possible() => cid_protocol::work::WORK_VERSION,
+            Self::Machine => 0,
+            #[cfg(feature = "crowd")]
+            Self::Crowd(_) => 0,
+        }
+    }
+
     /// SMBIOS UUID.
     pub(crate) fn uuid(&self) -> String {
         match self {

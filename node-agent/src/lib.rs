@@ -11,6 +11,7 @@
 //! | [`identity`], [`door`] | its key and certificate; who is there, for an administrator who asks this node |
 //! | [`leaving`], [`boot_next`] | what is got ready for the PC's next start: Wake-on-LAN, the firmware's own entry for Windows |
 //! | [`root`] | the root image: fetched, checked, mounted, its services; its parts for other nodes |
+//! | [`work`] | programs that run here for others: jobs, their first process, what they see |
 //! | [`ground`] | what it stands on: this machine, or a place in the lab's crowd |
 //! | [`links`], [`netlink`], [`hardware`], [`load`], [`clock`], [`sockets`], [`frames`] | what the shell asks the kernel, and how messages travel |
 
@@ -42,6 +43,7 @@ mod room;
 mod root;
 mod shell;
 mod sockets;
+mod work;
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -49,6 +51,8 @@ use std::os::fd::OwnedFd;
 use ground::Ground;
 #[cfg(feature = "crowd")]
 pub use ground::Stand;
+pub use work::INIT_NAME as JOB_NAME;
+pub use work::init::run as run_job;
 
 /// Runs this machine's agent until the process is ended.
 ///

@@ -7,14 +7,23 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 fn main() -> ExitCode {
+    if std::env::args_os().next().is_some_and(|name| name == cid_agent::JOB_NAME) {
+        return match cid_agent::run_job() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail("a job", &error),
+        };
+    }
     match run() {
         Ok(never) => match never {},
-        Err(error) => {
-            // PID 1 shows it and starts the agent again. `eprintln!` would panic when the console is full.
-            let _ = std::io::stderr().write_all(format!("cid-agent: {error:#}\n").as_bytes());
-            ExitCode::FAILURE
-        }
+        // PID 1 shows it and starts the agent again.
+        Err(error) => fail("cid-agent", &error),
     }
+}
+
+fn fail(who: &str, error: &anyhow::Error) -> ExitCode {
+    // `eprintln!` would panic when the console is full.
+    let _ = std::io::stderr().write_all(format!("{who}: {error:#}\n").as_bytes());
+    ExitCode::FAILURE
 }
 
 fn run() -> anyhow::Result<Infallible> {

@@ -10,6 +10,7 @@
 //! | [`peer`] | `cidctl --node` and `cid-agent`, `cid-agent` and its peers | TCP with mutual TLS, the same frames |
 //! | [`root`] | `cid-agent` and `cidhead`, `cid-agent` and its peers | part of [`node`] and [`peer`] |
 //! | [`supervision`] | `cid-init` and `cid-agent` | one line per message over a socket pair |
+//! | [`work`] | `cidctl run` and `cidhead`, `cidhead` and `cid-agent`, `cid-agent` and the first process of a job | control frames (`cid-streams`) |
 //! | [`cmdline`] | `cidhead` and the booted node | the kernel command line |
 //! | [`manifest`] | `cidbuild` and `cidhead` | `manifest.json` beside the image |
 //! | [`services`] | `cidbuild` and `cid-agent` | `/etc/cid/services.json` in a root image |
@@ -36,6 +37,8 @@ pub mod services;
 pub mod supervision;
 #[cfg(feature = "serde")]
 pub mod trace;
+#[cfg(feature = "serde")]
+pub mod work;
 
 /// TCP port of node connections and UDP port of beacons on the head; beacons use it between nodes too.
 pub const NODE_PORT: u16 = 3101;

@@ -260,6 +260,9 @@ pub struct Hello {
     /// a new one.
     #[serde(default)]
     pub incarnation: Option<u64>,
+    /// [`crate::work::WORK_VERSION`] of a node that runs programs; 0 of one that does not.
+    #[serde(default)]
+    pub work: u32,
 }
 
 /// The machine as the kernel sees it.

@@ -9,6 +9,7 @@
 //! | [`descriptors`] | file descriptors inherited by number, and handed on by number |
 //! | [`capabilities`] | what programs started from here inherit |
 //! | [`signals`] | the signal mask of a child |
+//! | [`jobs`] | a process of a job: namespaces, ids, no new privileges |
 //! | [`root`] | living in another root: mount namespace, capability bounding set, ids |
 //! | [`wake_on_lan`] | what wakes a network card (`SIOCETHTOOL`) |
 //! | [`tcp`] | what the kernel counts of a TCP connection |
@@ -19,6 +20,7 @@ pub mod capabilities;
 pub mod clock;
 pub mod descriptors;
 pub mod evdev;
+pub mod jobs;
 pub mod modules;
 pub mod root;
 pub mod signals;

@@ -85,7 +85,7 @@ fn move_root(entry: &Entry) -> io::Result<()> {
     crate::check(unsafe { libc::chdir(entry.folder.as_ptr()) }.into()).map(drop)
 }
 
-fn drop_capabilities(keep: u64) -> io::Result<()> {
+pub(crate) fn drop_capabilities(keep: u64) -> io::Result<()> {
     for number in 0..u64::BITS {
         if keep & (1 << number) != 0 {
             continue;

@@ -57,6 +57,7 @@ fn hello() -> FromNode {
         },
         phases: Vec::new(),
         incarnation: None,
+        work: 0,
     }))
 }
 

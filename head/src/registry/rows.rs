@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use cid_protocol::api::NodeRow;
 
-use super::{Registry, STATES, address_text, state_word};
+use super::{ConnectionId, Registry, STATES, address_text, state_word};
 use crate::mac::Mac;
+use crate::work::place::Candidate;
 
 impl Registry {
     /// Rows of the machines given, in the API's order: by name, unnamed ones by MAC behind them.
@@ -13,6 +14,21 @@ impl Registry {
         let mut rows: Vec<NodeRow> = macs.iter().filter_map(|mac| self.row(*mac)).collect();
         rows.sort_by(|a, b| (a.name == a.mac, &a.name).cmp(&(b.name == b.mac, &b.name)));
         rows
+    }
+
+    /// Those of the machines given that take work, with the load they told last. Ranks they have are for others to know.
+    pub fn workers(&self, macs: &[Mac]) -> Vec<Candidate<ConnectionId>> {
+        let worker = |mac: &Mac| {
+            let machine = self.machines.get(mac).filter(|_| self.takes_work(*mac))?;
+            Some(Candidate {
+                id: machine.connection?,
+                name: machine.record.label(),
+                cpus: machine.record.hardware.as_ref()?.cpus,
+                used: 0,
+                load: machine.load.map_or(0.0, |load| load.load1),
+            })
+        };
+        macs.iter().filter_map(worker).collect()
     }
 
     /// Every machine.

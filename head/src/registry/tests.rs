@@ -195,6 +195,7 @@ impl Trace {
             },
             phases: Vec::new(),
             incarnation,
+            work: 0,
         };
         let address = Ipv4Addr::new(10, 77, 0, 100 + number);
         self.registry

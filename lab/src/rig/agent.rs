@@ -14,6 +14,7 @@ use anyhow::{Context, Result};
 use cid_protocol::supervision::{AGENT_FD, FromAgent, FromInit, MAX_LINE, SILENCE_SECS};
 use rustix::process::Signal;
 
+use super::cell::Rights;
 use super::wire;
 use crate::room::{Room, signal};
 use crate::run::run;
@@ -47,7 +48,7 @@ pub struct Agent {
     room: Arc<Room>,
     cell: PathBuf,
     program: PathBuf,
-    rooted: bool,
+    rights: Rights,
     shared: Arc<Shared>,
     init: Mutex<Option<JoinHandle<()>>>,
 }
@@ -108,7 +109,7 @@ impl Agent {
         dir: PathBuf,
         cell: &Path,
         program: &Path,
-        rooted: bool,
+        rights: Rights,
     ) -> Result<Self> {
         Ok(Self {
             number,
@@ -117,7 +118,7 @@ impl Agent {
             cell: cell.to_owned(),
             // In the cell there is no other way to it.
             program: fs::canonicalize(program)?,
-            rooted,
+            rights,
             shared: Arc::default(),
             init: Mutex::new(None),
         })
@@ -320,7 +321,7 @@ impl Agent {
             &self.cell,
             &self.dir,
             &self.uuid(),
-            &[],
+            (boot, self.rights),
             program,
             arguments,
         )
@@ -333,7 +334,7 @@ impl Agent {
             program: self.program.clone(),
             dir: self.dir.clone(),
             uuid: self.uuid(),
-            rooted: self.rooted,
+            rights: self.rights,
             shared: Arc::clone(&self.shared),
         }
     }
@@ -350,13 +351,16 @@ fn cell(
     cell: &Path,
     dir: &Path,
     uuid: &str,
-    flags: &[&str],
+    (boot, rights): (bool, Rights),
     program: &Path,
     arguments: &[&str],
 ) -> Command {
     let mut command = room.command(cell);
     command.arg("cell").arg("--dir").arg(dir).args(["--uuid", uuid]);
-    command.args(flags);
+    command.args(["--rights", rights.word()]);
+    if boot {
+        command.arg("--boot");
+    }
     command.arg(program).args(arguments);
     command
 }
@@ -368,7 +372,7 @@ struct Init {
     program: PathBuf,
     dir: PathBuf,
     uuid: String,
-    rooted: bool,
+    rights: Rights,
     shared: Arc<Shared>,
 }
 
@@ -414,18 +418,12 @@ impl Init {
             .create(true)
             .append(true)
             .open(self.dir.join("log"))?;
-        let flags = [("--boot", boot), ("--rooted", self.rooted)];
-        let flags: Vec<&str> = flags
-            .iter()
-            .filter(|(_, set)| *set)
-            .map(|(flag, _)| *flag)
-            .collect();
         let mut command = cell(
             &self.room,
             &self.cell,
             &self.dir,
             &self.uuid,
-            &flags,
+            (boot, self.rights),
             &self.program,
             &[],
         );

@@ -26,8 +26,41 @@ const MAY_MOUNT: &str =
     "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+mknod,+dac_override,+fowner,+chown";
 /// Rules for its own network, as nftables reads them, from the moment that its kernel starts: its firmware knows nothing of them.
 pub(super) const KERNEL_RULES: &str = "kernel.nft";
+/// The same of one that runs programs for others: it confines them in namespaces of their own, and becomes their users.
+pub(super) const MAY_CONFINE: &str =
+    "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+setpcap,+kill,+sys_chroot";
 /// What of a wire the agent reads in sysfs.
 const LINK_FILES: [&str; 6] = ["type", "address", "ifindex", "carrier", "speed", "statistics"];
+
+/// What an agent of the rig may do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Rights {
+    /// Its own network.
+    Wire,
+    /// And mount a root image.
+    Mount,
+    /// And run programs for others.
+    Confine,
+}
+
+impl Rights {
+    /// As the command line has it.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Rights::Wire => "wire",
+            Rights::Mount => "mount",
+            Rights::Confine => "confine",
+        }
+    }
+
+    const fn bounding_set(self) -> &'static str {
+        match self {
+            Rights::Wire => MAY,
+            Rights::Mount => MAY_MOUNT,
+            Rights::Confine => MAY_CONFINE,
+        }
+    }
+}
 
 /// What `cidlab cell` is told.
 #[derive(Debug, Clone, clap::Args)]
@@ -41,9 +74,9 @@ pub struct Cell {
     /// The machine was just switched on: firmware first.
     #[arg(long)]
     pub boot: bool,
-    /// It may mount a root image.
-    #[arg(long)]
-    pub rooted: bool,
+    /// What the agent may do.
+    #[arg(long, value_enum)]
+    pub rights: Rights,
     /// Program to become.
     pub program: PathBuf,
     /// Its arguments.
@@ -93,7 +126,7 @@ pub fn enter(cell: &Cell) -> Result<()> {
         "--ambient-caps",
         "-all",
         "--bounding-set",
-        if cell.rooted { MAY_MOUNT } else { MAY },
+        cell.rights.bounding_set(),
     ]);
     let name = cell.program.file_name().context("a program")?;
     command.arg(if cell.arguments.is_empty() {

@@ -508,6 +508,11 @@ impl Node {
         self.config.bail_out
     }
 
+    /// Whether the head has welcomed it.
+    pub(crate) fn is_up(&self) -> bool {
+        matches!(self.state, State::Up { .. })
+    }
+
     /// Its name, once the head has given it one.
     pub(crate) fn name(&self) -> &str {
         &self.name

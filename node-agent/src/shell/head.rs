@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use cid_protocol::cmdline;
 use cid_protocol::node::{Certificate, FromNode, Hardware, Hello, NODE_PROTOCOL_VERSION, ToNode};
+use cid_protocol::work::MAX_CONTROL;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpSocket;
 use tokio::sync::mpsc::Sender;
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::{Connection, Event, Shell, WRITE_BOUND, Writer};
+use crate::frames::Either;
 use crate::identity::Credentials;
 use crate::measure::peers::Caller;
 use crate::{frames, measure};
@@ -66,12 +68,12 @@ impl Shell {
         let now = self.now();
         let Some(writer) = self
             .connection
-            .as_mut()
-            .and_then(|connection| connection.writer.as_mut())
+            .as_ref()
+            .and_then(|connection| connection.writer.as_ref())
         else {
             return;
         };
-        let why = match timeout(WRITE_BOUND, frames::write(writer, &message)).await {
+        let why = match timeout(WRITE_BOUND, writer.send(&message)).await {
             Ok(Ok(())) => return,
             Ok(Err(error)) => format!("the connection to the head broke: {error}"),
             Err(_) => "the head takes no data".to_owned(),
@@ -92,6 +94,7 @@ impl Shell {
             },
             phases: self.phases.clone(),
             incarnation: self.incarnation(),
+            work: self.ground.work(),
         }
     }
 
@@ -157,23 +160,29 @@ async fn exchange(
     sender: &Sender<Event>,
 ) -> std::io::Result<()> {
     let (reader, mut writer) = tokio::io::split(stream);
-    let mut reader = frames::Reader::new(reader);
+    let mut reader = frames::Reader::with_limit(reader, MAX_CONTROL);
     let mut measured = None;
     if let Some((cpu, caller)) = measuring {
         let mut found = measure::run(&mut reader, &mut writer, cpu, caller.as_ref()).await?;
         found.head.sent = measure::segments(&socket);
         measured = Some(found);
     }
-    let writer: Writer = Box::new(writer);
+    let writer = Writer::start(writer);
     let connected = Event::Connected {
         number,
         writer,
         measured,
     };
     let _ = sender.send(connected).await;
-    while let Some(message) = reader.next::<ToNode>().await? {
-        let message = Box::new(message);
-        let _ = sender.send(Event::Frame { number, message }).await;
+    while let Some(received) = reader.next_of::<ToNode>().await? {
+        let event = match received {
+            Either::Message(message) => Event::Frame {
+                number,
+                message: Box::new(message),
+            },
+            Either::Work(frame) => Event::Work { number, frame },
+        };
+        let _ = sender.send(event).await;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ mod init;
 mod members;
 mod roots;
 mod wires;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -24,7 +25,7 @@ use cid_protocol::node::{FromNode, Leaving, ToNode};
 use cid_protocol::supervision::{FromAgent, FromInit};
 use cid_protocol::trace::Phase;
 use nix::time::{ClockId, clock_gettime};
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWriteExt;
 use tokio::net::unix::OwnedWriteHalf as InitWriter;
 use tokio::net::{UdpSocket, UnixStream};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -40,7 +41,9 @@ use crate::leaving::Prepared;
 use crate::measure::Measurements;
 use crate::member::News;
 use crate::member::keep::Keep;
+use crate::work::Work;
 use crate::{hardware, links, netlink, root};
+use writer::Writer;
 
 /// Events that may wait.
 const QUEUE: usize = 128;
@@ -53,8 +56,6 @@ const PREPARE_BOUND: Duration = Duration::from_secs(2);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
-/// The sending half of a connection to the head.
-type Writer = Box<dyn AsyncWrite + Send + Sync + Unpin>;
 
 /// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
 enum Event {
@@ -71,6 +72,11 @@ enum Event {
     Frame {
         number: u64,
         message: Box<ToNode>,
+    },
+    /// About a job, or of one of its streams.
+    Work {
+        number: u64,
+        frame: cid_streams::Frame,
     },
     Closed {
         number: u64,
@@ -143,6 +149,7 @@ struct Shell {
     credentials: Option<Credentials>,
     seating: members::Seating,
     roots: roots::Roots,
+    work: Work,
     init: InitWriter,
     /// What PID 1 told of the boot.
     phases: Vec<Phase>,
@@ -207,6 +214,7 @@ pub(crate) async fn run(supervision: OwnedFd, ground: Ground) -> anyhow::Result<
         credentials: credentials.ok(),
         seating,
         roots,
+        work: Work::default(),
         init,
         phases: Vec::new(),
         prepared: Prepared::default(),
@@ -346,11 +354,17 @@ impl Shell {
                     }
                 }
             },
+            Event::Work { number, frame } if current == Some(number) => {
+                let writer = self.connection.as_ref().and_then(|it| it.writer.as_ref());
+                if let (Some(writer), true) = (writer, self.node.is_up()) {
+                    self.work.handle(&frame, &writer.bulk());
+                }
+            }
             Event::Closed { number, why } if current == Some(number) => {
                 self.time.handle_down();
                 self.node.handle_closed(now, &why);
             }
-            Event::Connected { .. } | Event::Frame { .. } | Event::Closed { .. } => {}
+            Event::Connected { .. } | Event::Frame { .. } | Event::Work { .. } | Event::Closed { .. } => {}
             Event::Init(FromInit::Phase { done_ms, name }) => self.phases.push(Phase { name, done_ms }),
             Event::Init(message) => self.node.handle_init(message),
             Event::Member { incarnation, news } => self.handle_member(now, incarnation, news),
@@ -389,6 +403,8 @@ impl Shell {
         match output {
             Output::Connect { index, from, head } => self.connect(index, from, head),
             Output::Disconnect => {
+                // Nobody reads what they say, and nobody could end them: a program of `run` lives as long as its connection.
+                self.work.end_all();
                 self.roots.head_gone();
                 self.connection = None;
             }

@@ -32,6 +32,7 @@ fn hello(boot: &str, cpu_speed: f32, kbit: Option<u32>) -> Hello {
         },
         phases: Vec::new(),
         incarnation: None,
+        work: 0,
     }
 }
 

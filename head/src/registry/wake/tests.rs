@@ -45,6 +45,7 @@ fn join(registry: &mut Registry, second: u64, windows: Option<&str>) {
         },
         phases: Vec::new(),
         incarnation: None,
+        work: 0,
     };
     registry.vouch(ConnectionId(second), MAC);
     registry.handle_hello(at(second), ConnectionId(second), [10, 99, 6, 7].into(), hello);
