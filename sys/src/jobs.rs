@@ -47,6 +47,10 @@ pub fn become_user(command: &mut Command, user: User) {
     let hook = move || {
         // SAFETY: umask takes a number, and cannot fail.
         unsafe { libc::umask(user.umask) };
+        for stream in 0..3 {
+            // SAFETY: numbers only. `/dev/stderr` is opened anew by whoever uses it; a file that cannot be given away stays whose it is.
+            let _ = unsafe { libc::fchown(stream, user.uid, user.gid) };
+        }
         crate::root::drop_capabilities(0)?;
         // SAFETY: no group is read. The system calls themselves, not libc's functions, which take locks to reach all threads.
         crate::check(unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) })?;

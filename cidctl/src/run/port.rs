@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use cid_protocol::work::{FromClient, MAX_CONTROL, ToClient};
-use cid_streams::{Frame, Kind, Mux, Received, StreamId, window};
+use cid_streams::{Frame, Mux, Received, StreamId, window};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::sync::{Notify, mpsc};
 

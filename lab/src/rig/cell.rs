@@ -28,7 +28,7 @@ const MAY_MOUNT: &str =
 pub(super) const KERNEL_RULES: &str = "kernel.nft";
 /// The same of one that runs programs for others: it confines them in namespaces of their own, and becomes their users.
 pub(super) const MAY_CONFINE: &str =
-    "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+setpcap,+kill,+sys_chroot";
+    "-all,+net_admin,+net_raw,+net_bind_service,+sys_admin,+setuid,+setgid,+setpcap,+kill,+chown,+sys_chroot";
 /// What of a wire the agent reads in sysfs.
 const LINK_FILES: [&str; 6] = ["type", "address", "ifindex", "carrier", "speed", "statistics"];
 

@@ -35,7 +35,7 @@ pub(crate) fn make(folder: &Path) -> bool {
         for controller in ["+pids", "+memory", "+cpu"] {
             let _ = fs::write(format!("{JOBS}/cgroup.subtree_control"), controller);
         }
-        let total = Memory::parse(&hardware::read("/proc/meminfo"), "").total;
+        let total = Memory::look().total;
         let _ = fs::write(format!("{JOBS}/memory.max"), ((total / 16 * (16 - LEFT)) << 10).to_string());
         let _ = fs::write(format!("{JOBS}/cpu.weight"), "50");
     }
