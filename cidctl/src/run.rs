@@ -26,8 +26,20 @@ use signals::Signals;
 
 /// Names in the environment that mean something on this machine only.
 const LOCAL: [&str; 14] = [
-    "TMPDIR", "TMP", "TEMP", "PWD", "OLDPWD", "SHLVL", "_", "HOSTNAME", "DISPLAY", "WAYLAND_DISPLAY", "XAUTHORITY",
-    "DBUS_SESSION_BUS_ADDRESS", "XDG_RUNTIME_DIR", "SSH_AUTH_SOCK",
+    "TMPDIR",
+    "TMP",
+    "TEMP",
+    "PWD",
+    "OLDPWD",
+    "SHLVL",
+    "_",
+    "HOSTNAME",
+    "DISPLAY",
+    "WAYLAND_DISPLAY",
+    "XAUTHORITY",
+    "DBUS_SESSION_BUS_ADDRESS",
+    "XDG_RUNTIME_DIR",
+    "SSH_AUTH_SOCK",
 ];
 /// And those that begin so.
 const LOCAL_BEGINNINGS: [&str; 3] = ["SSH_", "CID_", "XDG_SESSION"];
@@ -59,7 +71,12 @@ pub(crate) struct Run {
     #[arg(long, value_name = "UID[:GID]", value_parser = user)]
     user: Option<(u32, u32)>,
     /// The command and its arguments, looked for on the node.
-    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
+    #[arg(
+        required = true,
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        value_name = "CMD"
+    )]
     command: Vec<OsString>,
 }
 
@@ -214,12 +231,14 @@ impl Job {
 
 fn request(run: Run) -> Result<RunRequest> {
     let folder = std::env::current_dir().unwrap_or_else(|_| "/".into());
-    let environment = std::env::vars_os().filter(|(name, _)| travels(name)).map(|(name, value)| {
-        let mut pair = name;
-        pair.push("=");
-        pair.push(value);
-        pair
-    });
+    let environment = std::env::vars_os()
+        .filter(|(name, _)| travels(name))
+        .map(|(name, value)| {
+            let mut pair = name;
+            pair.push("=");
+            pair.push(value);
+            pair
+        });
     let program = Program {
         command: words(run.command),
         environment: words(environment),
@@ -229,8 +248,11 @@ fn request(run: Run) -> Result<RunRequest> {
     let size = program.command.len() + program.environment.len() + program.folder.len();
     // The head's word to a node has room for it.
     if size > cid_protocol::work::MAX_CONTROL - 16 * 1024 {
-        bail!("the command and its environment are {} KiB, and {} fit; start it with `env -i` or a shorter command",
-            size / 1024, cid_protocol::work::MAX_CONTROL / 1024 - 16);
+        bail!(
+            "the command and its environment are {} KiB, and {} fit; start it with `env -i` or a shorter command",
+            size / 1024,
+            cid_protocol::work::MAX_CONTROL / 1024 - 16
+        );
     }
     Ok(RunRequest {
         version: WORK_VERSION,
@@ -245,7 +267,10 @@ fn request(run: Run) -> Result<RunRequest> {
 
 fn travels(name: &OsStr) -> bool {
     let Some(name) = name.to_str() else { return true };
-    !LOCAL.contains(&name) && !LOCAL_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    !LOCAL.contains(&name)
+        && !LOCAL_BEGINNINGS
+            .iter()
+            .any(|beginning| name.starts_with(beginning))
 }
 
 fn words(words: impl IntoIterator<Item = OsString>) -> Words {
@@ -258,12 +283,16 @@ fn words(words: impl IntoIterator<Item = OsString>) -> Words {
 fn umask(status: &Path) -> u32 {
     let text = std::fs::read_to_string(status).unwrap_or_default();
     let mask = text.lines().find_map(|line| line.strip_prefix("Umask:"));
-    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok()).unwrap_or(0o022)
+    mask.and_then(|mask| u32::from_str_radix(mask.trim(), 8).ok())
+        .unwrap_or(0o022)
 }
 
 /// From our stdin to those who get it, as fast as the slowest of them reads.
 async fn read_stdin(port: Port, to: StdinTo, size: u32) {
-    let stream = |rank| StreamId { rank, channel: Channel::Stdin };
+    let stream = |rank| StreamId {
+        rank,
+        channel: Channel::Stdin,
+    };
     let takers: Vec<StreamId> = match to {
         StdinTo::All => (0..size).map(stream).collect(),
         StdinTo::Rank(rank) if rank < size => vec![stream(rank)],

@@ -15,8 +15,8 @@ use cid_streams::{BadFrame, Frame, Overrun};
 use cid_trust::{Fingerprint, Peer, TokenError};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc};
 use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::timeout;
 
 use crate::core::{Core, Outgoing};
@@ -31,6 +31,8 @@ pub const MAX_CONNECTIONS: usize = 4_096;
 pub const MAX_PER_ADDRESS: usize = 4;
 /// From the connection to the first whole message.
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes that may wait in the kernel before they are under way.
+const UNSENT: u32 = 128 * 1024;
 /// Five pulses.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(cid_protocol::node::MEMBER_PULSE_SECS * 5 / 2);
 /// For what a node said before it was gone.
@@ -141,6 +143,8 @@ pub async fn serve(core: Arc<Core>, trust: Arc<Trust>, listener: TcpListener) {
             continue;
         };
         let _ = stream.set_nodelay(true);
+        // What goes to programs must not wait in the kernel in front of a message.
+        let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
         let (core, trust) = (Arc::clone(&core), Arc::clone(&trust));
         tokio::spawn(async move {
             let ended = greet(&core, &trust, stream, address).await;

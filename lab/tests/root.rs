@@ -2,9 +2,10 @@
 //! The images are built here by `cidbuild`, from a folder with a static busybox.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, ensure};
@@ -29,6 +30,7 @@ fn power_on_to_up_with_a_root_that_sees_no_disk() -> Result<()> {
     let image = lab.room().dir().join("images/small");
     sees_no_disk(&pc, &image)?;
     peak_is_as_predicted(&pc, &image)?;
+    a_program_lives_in_the_root(&lab, &node.name)?;
     lab.release(&pc)?;
     lab.back_in_windows(pc, WINDOWS_LIMIT)
 }
@@ -88,6 +90,44 @@ fn a_killed_agent_and_a_killed_head_find_the_root_that_is_mounted() -> Result<()
     }
     lab.release(&pc)?;
     lab.back_in_windows(pc, WINDOWS_LIMIT)
+}
+
+/// `cidctl run`: confined in the root, in its own control group, with the caller's streams; a bomb of processes stays inside.
+fn a_program_lives_in_the_root(lab: &Lab, name: &str) -> Result<()> {
+    let script = "cat; cat /proc/sys/kernel/hostname; id -u; cut -d: -f3 /proc/self/cgroup | cut -d/ -f2; \
+                  grep -c . /proc/1/mounts >/tmp/mine && ls /tmp; ls /proc | grep -c '^[0-9]'; \
+                  touch /etc/mine 2>/dev/null && echo bad; mount -t tmpfs x /tmp 2>/dev/null && echo bad; \
+                  ls -d /dev/sd* /dev/nvme* /dev/mem 2>/dev/null; ls /bin/probe";
+    let mut command = lab
+        .head
+        .control()
+        .command(&["run", "--user", "1000:1000", "sh", "-c", script]);
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().context("piped")?.write_all(b"from here\n")?;
+    let output = child.wait_with_output()?;
+    let said = String::from_utf8_lossy(&output.stdout);
+    let wanted = format!("from here\n{name}\n1000\ncid-jobs\nmine\n4\n/bin/probe\n");
+    ensure!(
+        output.status.success() && said == wanted,
+        "{}: {said}",
+        output.status
+    );
+    let bomb = "bomb() { bomb | bomb & }; bomb; sleep 2; echo still here";
+    let mut command = lab.head.control().command(&["run", "sh", "-c", bomb]);
+    let output = command.output()?;
+    ensure!(
+        output.stdout.ends_with(b"still here\n"),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stdout)
+    );
+    // Gone with its job: the next one has the node for itself.
+    let said = lab
+        .head
+        .control()
+        .ask(&["run", "sh", "-c", "ls /proc | grep -c '^[0-9]'"])?;
+    ensure!(said.trim() == "4", "{said}");
+    Ok(())
 }
 
 /// The PC says why on its screen and to the head, and is in its own Windows a minute later.

@@ -7,7 +7,10 @@ use std::process::ExitCode;
 use anyhow::Context;
 
 fn main() -> ExitCode {
-    if std::env::args_os().next().is_some_and(|name| name == cid_agent::JOB_NAME) {
+    if std::env::args_os()
+        .next()
+        .is_some_and(|name| name == cid_agent::JOB_NAME)
+    {
         return match cid_agent::run_job() {
             Ok(()) => ExitCode::SUCCESS,
             Err(error) => fail("a job", &error),

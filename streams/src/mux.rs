@@ -245,7 +245,10 @@ impl Mux {
     }
 
     fn check(&self, stream: StreamId) -> Result<(), Overrun> {
-        self.ranks.contains(&stream.rank).then_some(()).ok_or(Overrun::Rank)
+        self.ranks
+            .contains(&stream.rank)
+            .then_some(())
+            .ok_or(Overrun::Rank)
     }
 
     fn known(&mut self, stream: StreamId) -> Result<&mut In, Overrun> {

@@ -34,9 +34,11 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let one = prop_oneof![
-        (0..3_u32, any::<bool>(), 1..40_000_usize).prop_map(|(rank, err, length)| Step::Write(rank, err, length)),
+        (0..3_u32, any::<bool>(), 1..40_000_usize)
+            .prop_map(|(rank, err, length)| Step::Write(rank, err, length)),
         (1..8_usize).prop_map(Step::Carry),
-        (0..3_u32, any::<bool>(), 1..40_000_usize).prop_map(|(rank, err, length)| Step::Read(rank, err, length)),
+        (0..3_u32, any::<bool>(), 1..40_000_usize)
+            .prop_map(|(rank, err, length)| Step::Read(rank, err, length)),
         (1..8_usize).prop_map(Step::Back),
     ];
     proptest::collection::vec(one, 1..200)

@@ -53,7 +53,11 @@ impl Port {
         });
         // What waits in it is bounded by the windows.
         let (sender, heard) = mpsc::unbounded_channel();
-        tokio::spawn(receive(Arc::clone(&shared), BufReader::with_capacity(CHUNK, reader), sender));
+        tokio::spawn(receive(
+            Arc::clone(&shared),
+            BufReader::with_capacity(CHUNK, reader),
+            sender,
+        ));
         tokio::spawn(send(Arc::clone(&shared), writer));
         Self {
             shared,
@@ -139,7 +143,11 @@ async fn send(shared: Arc<Shared>, mut writer: impl AsyncWrite + Unpin) {
 }
 
 /// Ends, and with it what is heard, when the head is gone or says what it must not.
-async fn receive(shared: Arc<Shared>, mut reader: impl AsyncRead + Unpin, heard: mpsc::UnboundedSender<Heard>) {
+async fn receive(
+    shared: Arc<Shared>,
+    mut reader: impl AsyncRead + Unpin,
+    heard: mpsc::UnboundedSender<Heard>,
+) {
     while let Ok(length) = reader.read_u32().await {
         let length = length as usize;
         if length > MAX_CONTROL {

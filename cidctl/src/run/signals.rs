@@ -47,9 +47,9 @@ impl Signals {
             let mut stream =
                 tokio::signal::unix::signal(SignalKind::from_raw(number)).context("listening for signals")?;
             let sender = sender.clone();
-            tokio::spawn(async move {
-                while stream.recv().await.is_some() && sender.send(number).is_ok() {}
-            });
+            tokio::spawn(
+                async move { while stream.recv().await.is_some() && sender.send(number).is_ok() {} },
+            );
         }
         Ok(Self {
             came,

@@ -95,14 +95,22 @@ pub async fn run(State(api): State<Arc<Api>>, mut request: Request) -> Response 
         .is_some_and(|value| value.as_bytes() == PROTOCOL.as_bytes());
     if !asks {
         let remedy = "`cidctl run` does; this path speaks no JSON";
-        return Failure::new(StatusCode::UPGRADE_REQUIRED, "ask for an upgrade to cid-run", remedy)
-            .into_response();
+        return Failure::new(
+            StatusCode::UPGRADE_REQUIRED,
+            "ask for an upgrade to cid-run",
+            remedy,
+        )
+        .into_response();
     }
     let Ok(place) = Arc::clone(&api.core.work.clients).try_acquire_owned() else {
         api.core.drops.count("run-too-many-clients");
         let error = format!("{} clients run something already", super::MAX_CLIENTS);
-        return Failure::new(StatusCode::SERVICE_UNAVAILABLE, error, "wait for one of them to end")
-            .into_response();
+        return Failure::new(
+            StatusCode::SERVICE_UNAVAILABLE,
+            error,
+            "wait for one of them to end",
+        )
+        .into_response();
     };
     let info = request.extensions().get::<ConnectInfo<Caller>>();
     let ids = info.and_then(|info| info.0.ids);
@@ -125,7 +133,10 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
 {
     let first = timeout(FIRST_FRAME, read(&mut reader)).await.ok().flatten();
-    let (number, wake) = match first.ok_or(Refusal::NoRequest).and_then(|kind| begin(core, ids, kind)) {
+    let (number, wake) = match first
+        .ok_or(Refusal::NoRequest)
+        .and_then(|kind| begin(core, ids, kind))
+    {
         Ok(begun) => begun,
         Err(refusal) => {
             core.drops.count(refusal.drop_reason());
@@ -152,11 +163,7 @@ where
     sending.abort();
 }
 
-fn begin(
-    core: &Core,
-    ids: Option<(u32, u32)>,
-    kind: Kind,
-) -> Result<(u32, Arc<Notify>), Refusal> {
+fn begin(core: &Core, ids: Option<(u32, u32)>, kind: Kind) -> Result<(u32, Arc<Notify>), Refusal> {
     let Kind::Control(text) = kind else {
         return Err(Refusal::NoRequest);
     };
@@ -250,6 +257,9 @@ mod tests {
         assert!(matches!(user((0, 0), Some((1000, 0))), Err(Refusal::AsRoot)));
         assert!(matches!(user((1000, 100), None), Ok((1000, 100))));
         assert!(matches!(user((1000, 0), None), Ok((1000, NOBODY))));
-        assert!(matches!(user((1000, 100), Some((1001, 100))), Err(Refusal::OtherUser)));
+        assert!(matches!(
+            user((1000, 100), Some((1001, 100))),
+            Err(Refusal::OtherUser)
+        ));
     }
 }

@@ -266,7 +266,13 @@ impl Relay {
         let Some(job) = self.jobs.get_mut(&number) else {
             return Ok(());
         };
-        let Some(received) = job.client.as_mut().map(|client| client.handle(kind)).transpose()?.flatten() else {
+        let Some(received) = job
+            .client
+            .as_mut()
+            .map(|client| client.handle(kind))
+            .transpose()?
+            .flatten()
+        else {
             return Ok(());
         };
         match received {
@@ -369,9 +375,17 @@ impl Job {
             self.tell(&ToClient::Ended { rank, outcome });
         }
         let Some(client) = &mut self.client else { return };
-        let next = self.by_rank.iter().find(|(_, other)| **other == id).map(|(first, _)| *first);
+        let next = self
+            .by_rank
+            .iter()
+            .find(|(_, other)| **other == id)
+            .map(|(first, _)| *first);
         let first = next.unwrap_or(self.size);
-        let behind = self.by_rank.range(first + 1..).next().map_or(self.size, |(rank, _)| *rank);
+        let behind = self
+            .by_rank
+            .range(first + 1..)
+            .next()
+            .map_or(self.size, |(rank, _)| *rank);
         for rank in first..behind {
             for channel in [Channel::Stdout, Channel::Stderr] {
                 client.end(StreamId { rank, channel });

@@ -19,6 +19,9 @@ use crate::identity::Credentials;
 use crate::measure::peers::Caller;
 use crate::{frames, measure};
 
+/// Bytes that may wait in the kernel before they are under way.
+const UNSENT: u32 = 128 * 1024;
+
 /// For a connection over which this node measures before its hello: the CPU's figure, and how peers are called.
 type Measuring = (JoinHandle<f32>, Option<Caller>);
 
@@ -145,6 +148,8 @@ async fn converse(
     socket.bind(SocketAddr::from((from, 0)))?;
     let stream = socket.connect(head.into()).await?;
     stream.set_nodelay(true)?;
+    // What programs say must not wait in the kernel in front of a heartbeat. A kernel that does not know it lets it wait.
+    let _ = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(UNSENT);
     let socket = stream.as_fd().try_clone_to_owned()?;
     let stream = tls.connect(cid_trust::server_name(), stream).await?;
     cid_trust::peer_of(stream.get_ref().1).map_err(std::io::Error::other)?;

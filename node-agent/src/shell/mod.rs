@@ -56,7 +56,6 @@ const PREPARE_BOUND: Duration = Duration::from_secs(2);
 /// Without `cid.bail_out` on the kernel command line.
 const DEFAULT_BAIL_OUT: Duration = Duration::from_secs(600);
 
-
 /// What the tasks tell the loop. A connection's events carry its number: those of an earlier one are ignored.
 enum Event {
     LinksChanged,

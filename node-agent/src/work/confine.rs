@@ -39,7 +39,8 @@ pub(crate) fn enter() -> Result<()> {
 /// As for services (`cid_sys::root`): a node's first root cannot be left by `pivot_root(2)`.
 fn move_to(root: &Path) -> Result<()> {
     std::env::set_current_dir(root).context("the root image")?;
-    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>).context("move the root image to /")?;
+    mount(Some("."), "/", None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+        .context("move the root image to /")?;
     nix::unistd::chroot(".").context("change the root")?;
     std::env::set_current_dir("/").context("/")
 }

@@ -36,7 +36,10 @@ pub(crate) fn make(folder: &Path) -> bool {
             let _ = fs::write(format!("{JOBS}/cgroup.subtree_control"), controller);
         }
         let total = Memory::look().total;
-        let _ = fs::write(format!("{JOBS}/memory.max"), ((total / 16 * (16 - LEFT)) << 10).to_string());
+        let _ = fs::write(
+            format!("{JOBS}/memory.max"),
+            ((total / 16 * (16 - LEFT)) << 10).to_string(),
+        );
         let _ = fs::write(format!("{JOBS}/cpu.weight"), "50");
     }
     // An agent before this one may have left it.

@@ -154,7 +154,8 @@ impl Ranks {
             Ok(child) => child,
             Err(error) => return self.not_begun(rank, &error),
         };
-        self.running.insert(i32::try_from(child.id()).unwrap_or(i32::MAX), rank);
+        self.running
+            .insert(i32::try_from(child.id()).unwrap_or(i32::MAX), rank);
         if let Some(stdin) = child.stdin.take() {
             let (input, bytes) = mpsc::unbounded_channel();
             self.inputs.insert(rank, input);

@@ -145,7 +145,11 @@ fn begin(folder: &Path) -> Result<Begun> {
         false => None,
     };
     let mut command = Command::new("/proc/self/exe");
-    command.arg0(INIT_NAME).env_clear().stdin(Stdio::null()).stdout(Stdio::null());
+    command
+        .arg0(INIT_NAME)
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null());
     cid_sys::descriptors::hand_on(&mut command, theirs.into(), INIT_FD);
     cid_sys::jobs::isolate(&mut command, group);
     // The thread's children, and nobody else's, are in the new namespace; its first is process 1.
@@ -242,7 +246,9 @@ fn lost(rank: u32, why: &str) -> Report {
 }
 
 async fn report(number: u32, report: &Report, head: &ToHead) {
-    let Ok(text) = serde_json::to_vec(report) else { return };
+    let Ok(text) = serde_json::to_vec(report) else {
+        return;
+    };
     let frame = Frame {
         job: number,
         kind: Kind::Control(text.into()),

@@ -37,7 +37,11 @@ fn begun() -> (Relay, u32) {
     });
     assert!(matches!(told(&mut relay, number)[..], [ToClient::Started { .. }]));
     for id in NODES {
-        let Some(Frame { kind: Kind::Control(text), .. }) = relay.poll_node(id) else {
+        let Some(Frame {
+            kind: Kind::Control(text),
+            ..
+        }) = relay.poll_node(id)
+        else {
             panic!("no order")
         };
         assert!(matches!(serde_json::from_slice(&text), Ok(Order::Start(_))));
@@ -77,15 +81,32 @@ fn a_job_from_start_to_end() {
     let typed = Kind::Data(stdin, Bytes::from_static(b"typed"));
     relay.handle_client(number, typed.clone()).expect("allowed");
     assert_eq!(relay.poll_node(NODES[0]), None);
-    assert_eq!(relay.poll_node(NODES[1]), Some(Frame { job: number, kind: typed }));
+    assert_eq!(
+        relay.poll_node(NODES[1]),
+        Some(Frame {
+            job: number,
+            kind: typed
+        })
+    );
     let interrupt = text(&FromClient::Signal { signal: 2 });
-    relay.handle_client(number, Kind::Control(interrupt.into())).expect("allowed");
+    relay
+        .handle_client(number, Kind::Control(interrupt.into()))
+        .expect("allowed");
     for id in NODES {
-        assert!(matches!(relay.poll_node(id), Some(Frame { kind: Kind::Control(_), .. })));
+        assert!(matches!(
+            relay.poll_node(id),
+            Some(Frame {
+                kind: Kind::Control(_),
+                ..
+            })
+        ));
     }
     let outcome = Outcome::Exited { status: 3 };
     for (id, rank) in [(NODES[0], 0), (NODES[0], 1), (NODES[1], 2)] {
-        let ended = Report::Ended { rank, outcome: outcome.clone() };
+        let ended = Report::Ended {
+            rank,
+            outcome: outcome.clone(),
+        };
         from_node(&mut relay, id, number, report(&ended)).expect("allowed");
         // Said twice, counted once.
         from_node(&mut relay, id, number, report(&ended)).expect("allowed");
@@ -116,7 +137,11 @@ fn a_client_that_does_not_read_is_bounded_and_stops_no_other_rank() {
             break;
         }
     }
-    assert!(sent >= most && relay.waiting() <= most, "{sent} {}", relay.waiting());
+    assert!(
+        sent >= most && relay.waiting() <= most,
+        "{sent} {}",
+        relay.waiting()
+    );
     from_node(&mut relay, NODES[0], number, data(1, 10)).expect("another rank");
     assert!(matches!(relay.poll_client(number), Some(Kind::Data(id, _)) if id.rank == 1));
 }
@@ -131,7 +156,11 @@ fn a_lost_node_is_reported_and_a_lost_client_ends_the_job() {
         "{told:?}"
     );
     relay.client_gone(number);
-    let Some(Frame { kind: Kind::Control(text), .. }) = relay.poll_node(NODES[0]) else {
+    let Some(Frame {
+        kind: Kind::Control(text),
+        ..
+    }) = relay.poll_node(NODES[0])
+    else {
         panic!("no order")
     };
     assert!(matches!(serde_json::from_slice(&text), Ok(Order::End)));
@@ -147,8 +176,14 @@ fn a_lost_node_is_reported_and_a_lost_client_ends_the_job() {
 #[test]
 fn a_node_speaks_for_its_own_ranks_only() {
     let (mut relay, number) = begun();
-    assert_eq!(from_node(&mut relay, NODES[1], number, data(0, 1)), Err(Overrun::Rank));
-    let ended = Report::Ended { rank: 0, outcome: Outcome::Exited { status: 0 } };
+    assert_eq!(
+        from_node(&mut relay, NODES[1], number, data(0, 1)),
+        Err(Overrun::Rank)
+    );
+    let ended = Report::Ended {
+        rank: 0,
+        outcome: Outcome::Exited { status: 0 },
+    };
     from_node(&mut relay, NODES[1], number, report(&ended)).expect("ignored");
     assert!(told(&mut relay, number).is_empty());
     from_node(&mut relay, NODES[1], number + 1, data(2, 1)).expect("of no job: ignored");
