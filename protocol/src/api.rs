@@ -5,6 +5,7 @@
 //! | `GET /v1/nodes?nodeset=…` | - | [`NodeList`] |
 //! | `POST /v1/adopt` | [`AdoptRequest`] | [`NodeList`] |
 //! | `GET /v1/top?nodeset=…` | - | [`TopList`] |
+//! | `GET /v1/run`, `Upgrade: cid-run` | - | frames of jobs ([`crate::work`]), no JSON body |
 //! | `GET /v1/explain/{mac}` | - | [`Explanation`] |
 //! | `GET /v1/doctor` | - | [`crate::doctor::Checkup`] |
 //! | `GET /v1/trace/{machine}` | - | [`crate::trace::Trace`] |
