@@ -35,6 +35,7 @@ pub(crate) fn hello(mac: &str, boot_id: &str, incarnation: Option<u64>) -> FromN
         },
         phases: Vec::new(),
         incarnation,
+        work: 0,
     }))
 }
 
