@@ -321,7 +321,7 @@ impl Agent {
             &self.cell,
             &self.dir,
             &self.uuid(),
-            (boot, self.rights),
+            (false, self.rights),
             program,
             arguments,
         )

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
-use crate::hardware;
 use crate::root::memory::Memory;
 
 const TOP: &str = "/sys/fs/cgroup";
