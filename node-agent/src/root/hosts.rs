@@ -13,7 +13,7 @@ pub(crate) fn hosts<'a>(
 ) -> String {
     let mut text = String::from("127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n");
     let mut add = |address: Ipv4Addr, name: &str| {
-        if is_name(name) {
+        if let Some(name) = host_name(name) {
             text.push_str(&format!("{address} {name}\n"));
         }
     };
@@ -29,8 +29,14 @@ pub(crate) fn hosts<'a>(
     text
 }
 
+/// What a node with this name calls itself: a PC that nobody named has its MAC address, whose colons no host name may have.
+pub(crate) fn host_name(name: &str) -> Option<String> {
+    let name = name.replace(':', "-");
+    is_name(&name).then_some(name)
+}
+
 /// A host name (RFC 952, RFC 1123).
-pub(crate) fn is_name(text: &str) -> bool {
+fn is_name(text: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
     (1..=253).contains(&text.len()) && text.bytes().all(allowed) && !text.starts_with(['-', '.'])
 }

@@ -159,9 +159,9 @@ fn write_names(name: &str, own: Option<Ipv4Addr>, head: Option<Ipv4Addr>, rows: 
         Some((row.name.as_str(), address))
     });
     let mut texts = vec![("hosts", hosts::hosts((name, own), head, others))];
-    if hosts::is_name(name) {
+    if let Some(name) = hosts::host_name(name) {
+        let _ = nix::unistd::sethostname(&name);
         texts.push(("hostname", format!("{name}\n")));
-        let _ = nix::unistd::sethostname(name);
     }
     let servers = hardware::read(links::RESOLV_CONF);
     if !servers.is_empty() {
