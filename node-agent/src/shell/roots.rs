@@ -71,6 +71,12 @@ impl Shell {
             return;
         }
         self.roots.promised = true;
+        // Before anything runs in the root: what starts a second later asks for it.
+        if let Some(name) = hosts::host_name(self.node.name())
+            && let Err(error) = nix::unistd::sethostname(&name)
+        {
+            log!("cid-agent: the host name {name}: {error}");
+        }
         self.show_way();
         if let Some(credentials) = &self.credentials {
             let pin = credentials.pin();
@@ -160,7 +166,6 @@ fn write_names(name: &str, own: Option<Ipv4Addr>, head: Option<Ipv4Addr>, rows: 
     });
     let mut texts = vec![("hosts", hosts::hosts((name, own), head, others))];
     if let Some(name) = hosts::host_name(name) {
-        let _ = nix::unistd::sethostname(&name);
         texts.push(("hostname", format!("{name}\n")));
     }
     let servers = hardware::read(links::RESOLV_CONF);
