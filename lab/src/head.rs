@@ -285,8 +285,8 @@ impl Head {
     /// # Errors
     /// When it is down.
     pub fn lose(&mut self) -> Result<()> {
-        self.manager.release();
-        self.kill()
+        self.kill()?;
+        self.manager.release()
     }
 
     /// Asks the head to stop (SIGTERM) and waits for it.
@@ -295,7 +295,6 @@ impl Head {
     /// When it is down, does not stop within 15 s, or says that it failed.
     pub fn stop(&mut self) -> Result<()> {
         let mut process = self.process.take().context("the head is down")?;
-        self.manager.release();
         signal(&process, Signal::TERM)?;
         let deadline = Instant::now() + Duration::from_secs(15);
         loop {
@@ -305,7 +304,7 @@ impl Head {
                     "cidhead stopped with {status}: {}",
                     self.log_tail()
                 );
-                return Ok(());
+                return self.manager.release();
             }
             if Instant::now() > deadline {
                 process.kill()?;

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
@@ -16,6 +17,8 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg}
 
 /// First descriptor that a service manager hands over (`SD_LISTEN_FDS_START`).
 const FIRST: i32 = 3;
+/// What this manager tells itself, to know that everything said before it has been heard.
+const HEARD: &[u8] = b"HEARD=1";
 /// As in the unit (`FileDescriptorStoreMax=`).
 const MOST: usize = 32;
 
@@ -27,6 +30,7 @@ pub(crate) struct Manager {
     path: PathBuf,
     socket: UnixDatagram,
     store: Store,
+    heard: Mutex<Receiver<()>>,
     reader: Option<JoinHandle<()>>,
 }
 
@@ -37,11 +41,13 @@ impl Manager {
         let socket = UnixDatagram::bind(&path).with_context(|| format!("binding {}", path.display()))?;
         let store = Store::default();
         let (theirs, into) = (socket.try_clone()?, Arc::clone(&store));
-        let reader = std::thread::spawn(move || while receive(&theirs, &into).is_some() {});
+        let (tell, heard) = channel();
+        let reader = std::thread::spawn(move || while receive(&theirs, &into, &tell).is_some() {});
         Ok(Self {
             path,
             socket,
             store,
+            heard: Mutex::new(heard),
             reader: Some(reader),
         })
     }
@@ -49,6 +55,7 @@ impl Manager {
     /// Makes `command`, which must end in a program and its arguments, find this manager and what it keeps.
     /// `command` is built anew around the program: `LISTEN_PID` is the program's own number in its PID namespace.
     pub(crate) fn introduce(&self, command: &mut Command) -> Result<()> {
+        self.hear_all()?;
         command.env("NOTIFY_SOCKET", &self.path);
         let kept = lock(&self.store);
         if kept.is_empty() {
@@ -66,9 +73,21 @@ impl Manager {
         Ok(())
     }
 
-    /// Lets go of everything, as systemd does when a service is stopped for good.
-    pub(crate) fn release(&self) {
+    /// Lets go of everything, as systemd does when a service is stopped for good. To be called when the service is dead: what it said
+    /// last may hold sockets, too.
+    pub(crate) fn release(&self) -> Result<()> {
+        self.hear_all()?;
         lock(&self.store).clear();
+        Ok(())
+    }
+
+    /// Waits until all is heard that was said before now.
+    fn hear_all(&self) -> Result<()> {
+        UnixDatagram::unbound()?
+            .send_to(HEARD, &self.path)
+            .context("asking the service manager")?;
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        heard.recv().context("the service manager has ended")
     }
 }
 
@@ -87,7 +106,7 @@ fn lock(store: &Store) -> std::sync::MutexGuard<'_, Vec<(String, OwnedFd)>> {
 }
 
 /// Takes one notification; `None` when the socket is shut down.
-fn receive(socket: &UnixDatagram, store: &Store) -> Option<()> {
+fn receive(socket: &UnixDatagram, store: &Store, heard: &Sender<()>) -> Option<()> {
     let mut text = [0; 4096];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -104,7 +123,11 @@ fn receive(socket: &UnixDatagram, store: &Store) -> Option<()> {
         })
         .flatten()
         .collect();
-    let text = String::from_utf8_lossy(text.get(..received.bytes)?);
+    let text = text.get(..received.bytes)?;
+    if text == HEARD {
+        return heard.send(()).ok();
+    }
+    let text = String::from_utf8_lossy(text);
     let has = |word: &str| text.lines().any(|line| line == word);
     let name = text.lines().find_map(|line| line.strip_prefix("FDNAME="));
     let mut kept = lock(store);

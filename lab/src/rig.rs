@@ -111,8 +111,7 @@ impl Rig {
         let (room, head) = room_with_head(name, change)?;
         let places = lay_wires(&room, count)?;
         let cell = program("cidlab")?;
-        // Beside the others, or the one that goes into images (ci/node-programs).
-        let program = program("cid-agent").or_else(|_| program("../node-programs/cid-agent"))?;
+        let program = agent_program()?;
         let agents = places
             .into_iter()
             .enumerate()
@@ -243,6 +242,19 @@ impl Rig {
 pub fn busy(mut options: HeadOptions) -> HeadOptions {
     options.kernel_args = format!("{} {}", options.kernel_args, cmdline::BUSY);
     options
+}
+
+/// The agent beside the other programs, or the one that goes into images (ci/node-programs): whichever was built last.
+fn agent_program() -> Result<PathBuf> {
+    let built = |name: &str| {
+        let path = program(name).ok()?;
+        Some((fs::metadata(&path).ok()?.modified().ok()?, path))
+    };
+    let newest = ["cid-agent", "../node-programs/cid-agent"]
+        .into_iter()
+        .filter_map(built)
+        .max();
+    newest.map_or_else(|| program("cid-agent"), |(_, path)| Ok(path))
 }
 
 fn room_with_head(name: &str, change: impl FnOnce(HeadOptions) -> HeadOptions) -> Result<(Arc<Room>, Head)> {
