@@ -30,10 +30,10 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::config::Config;
 use crate::core::{Core, Pending};
+use crate::jobs::door::Caller;
 use crate::library::Library;
 use crate::mac::Mac;
 use crate::registry::{CommandError, Registry};
-use crate::work::door::Caller;
 
 /// Longest request body, in bytes: an adoption of a few thousand machines.
 pub const MAX_BODY: usize = 256 * 1024;
@@ -168,7 +168,7 @@ pub fn router(api: Arc<Api>) -> Router {
         .route("/v1/images/roll/stop", post(images::stop_roll))
         .route("/v1/events", get(events))
         .route("/v1/status", get(status))
-        .route("/v1/run", get(crate::work::door::run))
+        .route("/v1/run", get(crate::jobs::door::run))
         .route("/metrics", get(metrics::metrics))
         .fallback(async || Failure::new(StatusCode::NOT_FOUND, "there is nothing at this path", ""))
         .method_not_allowed_fallback(async || {

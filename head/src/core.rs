@@ -130,7 +130,7 @@ pub struct Core {
     /// Who fetches which root image.
     pub content: crate::content::Content,
     /// Programs that people run.
-    pub work: crate::work::Work,
+    pub work: crate::jobs::Work,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -165,7 +165,7 @@ impl Core {
             drops: Drops::default(),
             turns: crate::measuring::Turns::default(),
             content: crate::content::Content::default(),
-            work: crate::work::Work::default(),
+            work: crate::jobs::Work::default(),
         });
         tokio::spawn(deliver(Arc::downgrade(&core), queue));
         tokio::spawn(tick(Arc::downgrade(&core)));

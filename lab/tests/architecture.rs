@@ -93,7 +93,7 @@ const PURE: &[&str] = &[
     "bootserver/src/dhcp",
     "head/src/registry.rs",
     "head/src/registry",
-    "head/src/work/place.rs",
+    "head/src/jobs/place.rs",
     "node-agent/src/core",
     "node-agent/src/root/hosts.rs",
     "node-agent/src/root/memory.rs",

@@ -75,7 +75,7 @@ impl Ground {
     /// Version of the messages about work; 0 where programs cannot be confined.
     pub(crate) fn work(&self) -> u32 {
         match self {
-            Self::Machine if crate::work::is_possible() => cid_protocol::work::WORK_VERSION,
+            Self::Machine if crate::jobs::is_possible() => cid_protocol::work::WORK_VERSION,
             Self::Machine => 0,
             #[cfg(feature = "crowd")]
             Self::Crowd(_) => 0,

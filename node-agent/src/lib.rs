@@ -32,6 +32,7 @@ mod frames;
 mod ground;
 mod hardware;
 mod identity;
+mod jobs;
 mod leaving;
 mod links;
 mod load;
@@ -43,7 +44,6 @@ mod room;
 mod root;
 mod shell;
 mod sockets;
-mod work;
 
 use std::convert::Infallible;
 use std::os::fd::OwnedFd;
@@ -51,8 +51,8 @@ use std::os::fd::OwnedFd;
 use ground::Ground;
 #[cfg(feature = "crowd")]
 pub use ground::Stand;
-pub use work::INIT_NAME as JOB_NAME;
-pub use work::init::run as run_job;
+pub use jobs::INIT_NAME as JOB_NAME;
+pub use jobs::init::run as run_job;
 
 /// Runs this machine's agent until the process is ended.
 ///

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use cid_protocol::api::NodeRow;
 
 use super::{ConnectionId, Registry, STATES, address_text, state_word};
+use crate::jobs::place::Candidate;
 use crate::mac::Mac;
-use crate::work::place::Candidate;
 
 impl Registry {
     /// Rows of the machines given, in the API's order: by name, unnamed ones by MAC behind them.

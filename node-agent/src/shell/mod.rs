@@ -37,11 +37,11 @@ use crate::core::{Config, Node, Output, Standing};
 use crate::dhcp::{self, Client};
 use crate::ground::Ground;
 use crate::identity::Credentials;
+use crate::jobs::Work;
 use crate::leaving::Prepared;
 use crate::measure::Measurements;
 use crate::member::News;
 use crate::member::keep::Keep;
-use crate::work::Work;
 use crate::{hardware, links, netlink, root};
 use writer::Writer;
 

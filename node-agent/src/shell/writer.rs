@@ -8,7 +8,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::frames;
-use crate::work::ToHead;
+use crate::jobs::ToHead;
 
 /// Frames of jobs that may wait.
 const BULK: usize = 16;
