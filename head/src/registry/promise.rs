@@ -189,8 +189,12 @@ mod tests {
     }
 
     fn booted() -> Trace {
+        booted_with(promise(7))
+    }
+
+    fn booted_with(promised: Promised) -> Trace {
         let mut trace = Trace::new();
-        trace.registry.set_promises(vec![promise(7)]);
+        trace.registry.set_promises(vec![promised]);
         trace.session(1, 1);
         trace.adopt(1, "lab-a01");
         trace.session(5, 1);
@@ -267,14 +271,7 @@ mod tests {
                 mode: 0o600,
                 text: text.into(),
             });
-            let mut trace = Trace::new();
-            trace.registry.set_promises(vec![promised]);
-            trace.session(1, 1);
-            trace.adopt(1, "lab-a01");
-            trace.session(5, 1);
-            trace.script(6, 1);
-            trace.hello(20, 1, 1, "boot-1");
-            trace
+            booted_with(promised)
         };
         let trace = with("{{ node }} in {{ group }}");
         let files = trace.sent.iter().find_map(|(_, message)| match message {
